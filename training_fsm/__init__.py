@@ -1,0 +1,1 @@
+"""Event-sourced training runs for deep-RL trading agents."""

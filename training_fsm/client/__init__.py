@@ -1,0 +1,1 @@
+"""The outside: ingest, Feast, MLflow and its artifact store."""

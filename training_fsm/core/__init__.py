@@ -1,0 +1,1 @@
+"""The family's surface: environments, splits, agents, checkpoints."""

@@ -1,0 +1,1 @@
+"""Postgres: the event log, the inbox, leases and views."""

@@ -1,0 +1,1 @@
+"""The supervisor of a training child, and the child."""
