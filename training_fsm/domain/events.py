@@ -1,0 +1,211 @@
+"""Events: what happened to a run, in the past tense, each with a schema version."""
+
+import re
+from typing import ClassVar, Literal
+
+from pydantic import JsonValue
+
+from training_fsm.domain.facts import (
+    Artifact,
+    ColumnNormalisation,
+    Failure,
+    Fingerprint,
+    Gaps,
+    MetricBand,
+    SplitBounds,
+    Verdict,
+)
+from training_fsm.domain.features import FeatureConfigVersionInfo
+from training_fsm.domain.model import Model
+from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.states import State
+from training_fsm.domain.timeframe import UtcTime
+
+
+class Event(Model):
+    """One fact. The class name in snake_case is its type on the wire and in the table."""
+
+    schema_version: ClassVar[int] = 1
+
+    @classmethod
+    def type(cls) -> str:
+        """The event's name on the wire."""
+        return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+class RunRequested(Event):
+    """A run was asked for; everything it will do follows from this request."""
+
+    request: TrainingRequest
+    feature_config: FeatureConfigVersionInfo
+
+
+class FeaturesRequested(Event):
+    """Ingest is to be asked for features under this request id, until the deadline."""
+
+    request_id: str
+    attempt: int
+    deadline: UtcTime
+
+
+class FeatureRequestAnswered(Event):
+    """Ingest accepted the request for features."""
+
+    request_id: str
+    status: int
+    words: str
+
+
+class FeaturesReady(Event):
+    """Preprocess says that the features are there; the worker looks for itself."""
+
+    request_id: str
+    total_features_computed: int
+    success_details: dict[str, JsonValue]
+
+
+class RunClaimed(Event):
+    """A worker took the run under a lease; its token fences every later append."""
+
+    token: int
+    worker: str
+    lease_s: float
+
+
+class DataFrozen(Event):
+    """The run's rows were checked and stored by content; nothing reads the feature store again."""
+
+    artifact: Artifact
+    digest: str
+    """sha256 over the columns' canonical bytes; independent of the file's encoding."""
+    rows: int
+    warmup_rows: int
+    gaps: Gaps
+    periods_per_year: float
+    observation_columns: tuple[str, ...]
+    bounds: SplitBounds
+    normalisation: tuple[ColumnNormalisation, ...]
+    warnings: tuple[str, ...] = ()
+
+
+class TrainingStarted(Event):
+    """The first segment of training began."""
+
+    token: int
+    fingerprint: Fingerprint
+    tracking_run_id: str
+
+
+class TrainingResumed(Event):
+    """Training went on from a checkpoint, or from the start where there was none yet."""
+
+    token: int
+    step: int
+    checkpoint_sha256: str | None
+    fidelity: Literal["exact", "approximate"]
+    fingerprint: Fingerprint
+    differences: tuple[str, ...] = ()
+
+
+class CheckpointSaved(Event):
+    """Everything the rest of the training depends on was stored."""
+
+    step: int
+    artifact: Artifact
+
+
+class TrainingFinished(Event):
+    """The last update is done and its checkpoint stored."""
+
+    checkpoint_sha256: str
+    steps: int
+
+
+class EvaluationFinished(Event):
+    """The backtest on the test part, and what the gate says of it."""
+
+    metrics: dict[str, float]
+    bands: tuple[MetricBand, ...]
+    gate: tuple[Verdict, ...]
+    validations: tuple[Verdict, ...]
+    passed: bool
+    report: Artifact
+
+
+class RegistrationIntended(Event):
+    """The model is about to be registered under this idempotency key."""
+
+    key: str
+
+
+class ModelRegistered(Event):
+    """The model is a version in the registry."""
+
+    name: str
+    version: int
+    digest: str
+
+
+class ModelRejected(Event):
+    """The gate did not let the model through."""
+
+    failed: tuple[str, ...]
+
+
+class AttemptFailed(Event):
+    """Something failed and is tried again, not before `retry_at`."""
+
+    reason: Failure
+    attempt: int
+    retry_at: UtcTime
+
+
+class RunFailed(Event):
+    """The run ended without a model."""
+
+    reason: Failure
+    failed_from: State
+
+
+class RunCancelled(Event):
+    """Somebody stopped the run."""
+
+    actor: str
+    why: str
+
+
+class RunRetried(Event):
+    """Somebody sent a failed run back to the state it failed in."""
+
+    actor: str
+    why: str
+
+
+class CommandRefused(Event):
+    """A command made no sense; the reason is for its sender."""
+
+    command_id: str
+    command_source: str
+    command_type: str
+    run_id: str | None
+    reason: str
+
+
+class MessageDeadLettered(Event):
+    """A message that could not be read; its bytes lie whole in table dead_letters."""
+
+    topic: str
+    partition: int
+    offset: int
+    reason: str
+    sha256: str
+    size_bytes: int
+    head_base64: str
+    """At most the first 64 kB, base64."""
+
+
+def _all_types(base: type[Event]) -> dict[str, type[Event]]:
+    return {event.type(): event for event in base.__subclasses__()}
+
+
+EVENT_TYPES: dict[str, type[Event]] = _all_types(Event)
