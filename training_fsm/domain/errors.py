@@ -1,15 +1,15 @@
 """The exceptions of the package.
 
-    TrainingFsmError
-    ├── Conflict              another writer was first; read again, decide again
-    │   └── LeaseLost         another worker holds the run
-    ├── TransitionRefused     the machine has no such arrow
-    ├── IngestRefused         ingest said no, in its words
-    ├── OutsideUnavailable    a service did not answer; trying again may help
-    ├── ArtifactDamaged       stored bytes are gone or not those that the log names
-    ├── FeaturesMissing       the feature store lacks a service, field or range
-    ├── DataUnusable          the rows are there and cannot be trained on
-    └── ResumeImpossible      a checkpoint does not fit the request or this machine
+TrainingFsmError
+├── Conflict              another writer was first; read again, decide again
+│   └── LeaseLost         another worker holds the run
+├── TransitionRefused     the machine has no such arrow
+├── IngestRefused         ingest said no, in its words
+├── OutsideUnavailable    a service did not answer; trying again may help
+├── ArtifactDamaged       stored bytes are gone or not those that the log names
+├── FeaturesMissing       the feature store lacks a service, field or range
+├── DataUnusable          the rows are there and cannot be trained on
+└── ResumeImpossible      a checkpoint does not fit the request or this machine
 """
 
 from training_fsm.domain.facts import Failure

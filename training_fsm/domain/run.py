@@ -1,6 +1,6 @@
 """The aggregate: what the events of one run add up to."""
 
-from training_fsm.domain.events import DataFrozen, EvaluationFinished, ModelRegistered
+from training_fsm.domain.events import DataFrozen, EvaluationFinished, FeaturesReady, ModelRegistered
 from training_fsm.domain.facts import Artifact, Failure, Fingerprint
 from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.model import Model
@@ -34,8 +34,8 @@ class Run(Model):
     request: TrainingRequest
     feature_config: FeatureConfigVersionInfo
     features: FeatureRequest | None = None
-    ready_under: str | None = None
-    """A completion that came, also when it came too late; `retry_run` uses it."""
+    features_ready: FeaturesReady | None = None
+    """The completion that came, also when it came too late; `retry_run` uses it."""
     token: int = 0
     worker: str | None = None
     data: DataFrozen | None = None

@@ -1,0 +1,143 @@
+"""Run + wish or news -> events. Pure: time, ids and jitter come in with the call."""
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import assert_never
+from uuid import UUID, uuid5
+
+from training_fsm.domain import events as e
+from training_fsm.domain.commands import CancelRun, Command, RequestTraining, RetryRun
+from training_fsm.domain.facts import Failure
+from training_fsm.domain.notifications import Notification, PreprocessCompleted, PreprocessFailed
+from training_fsm.domain.policy import Policy
+from training_fsm.domain.run import Run
+from training_fsm.domain.states import State
+
+NAMESPACE = UUID("6f1d2b4e-6f0c-5a7e-9d6b-0a1f4c2d8e11")
+
+Events = tuple[e.Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a command makes no sense now, for its sender to read."""
+
+    reason: str
+
+
+def feature_request_id(run_id: str, attempt: int) -> str:
+    """The id under which ingest is asked: the same for the same run and attempt, whoever asks."""
+    return str(uuid5(NAMESPACE, f"{run_id}/{attempt}"))
+
+
+def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> Events | Refusal:
+    """What a command leads to in the run's state."""
+    match command:
+        case RequestTraining(run_id=run_id, request=request):
+            if run is not None:
+                return Refusal(f"run_id: {run_id} exists already, in state {run.state.value}")
+            config = request.features.versioned(now)
+            requested = e.RunRequested(request=request, feature_config=config)
+            return (requested, _ask(run_id, attempt=1, now=now, policy=policy))
+        case _ if run is None:
+            return Refusal(f"run_id: there is no run {command.run_id}")
+        case CancelRun(actor=actor, why=why):
+            if run.ended:
+                return Refusal(f"cancel_run does not fit a run in {run.state.value}: it has ended")
+            return (e.RunCancelled(actor=actor, why=why),)
+        case RetryRun(actor=actor, why=why):
+            if run.state is not State.FAILED:
+                return Refusal(f"retry_run does not fit a run in {run.state.value}: expected FAILED")
+            return (e.RunRetried(actor=actor, why=why), *_again(run, now, policy))
+        case _:
+            raise TypeError(f"no decision for {type(command).__name__}")
+
+
+def _again(run: Run, now: datetime, policy: Policy) -> Events:
+    if run.failed_from is not State.AWAITING_FEATURES:
+        return ()
+    if run.features_ready is not None:
+        return (run.features_ready,)
+    attempt = 1 if run.features is None else run.features.attempt + 1
+    return (_ask(run.run_id, attempt, now, policy),)
+
+
+def _ask(run_id: str, attempt: int, now: datetime, policy: Policy) -> e.FeaturesRequested:
+    return e.FeaturesRequested(
+        request_id=feature_request_id(run_id, attempt),
+        attempt=attempt,
+        deadline=now + timedelta(seconds=policy.features_deadline_s),
+    )
+
+
+def hear(run: Run, news: Notification) -> Events:
+    """What preprocess's news lead to; repeats and what comes after its time lead to nothing."""
+    if run.features is None or run.features.request_id != news.request_id:
+        return ()
+    match news:
+        case PreprocessCompleted():
+            late = run.state is State.FAILED and run.features_ready is None
+            if run.state is not State.AWAITING_FEATURES and not late:
+                return ()
+            ready = e.FeaturesReady(
+                request_id=news.request_id,
+                total_features_computed=news.total_features_computed,
+                success_details=news.success_details,
+            )
+            return (ready,)
+        case PreprocessFailed():
+            if run.state is not State.AWAITING_FEATURES:
+                return ()
+            reason = Failure(
+                kind="preprocess_failed", words=news.words, service="preprocess", field=news.error, detail=news.detail
+            )
+            return (e.RunFailed(reason=reason, failed_from=run.state),)
+        case _:
+            assert_never(news)
+
+
+def answered(run: Run, request_id: str, status: int, words: str) -> Events:
+    """Ingest accepted; nothing where preprocess was quicker."""
+    if run.state is not State.AWAITING_FEATURES or run.features is None or run.features.request_id != request_id:
+        return ()
+    if run.features.accepted:
+        return ()
+    return (e.FeatureRequestAnswered(request_id=request_id, status=status, words=words),)
+
+
+def deadline_passed(run: Run, now: datetime) -> bool:
+    """Whether a run has waited for its features for too long."""
+    return run.state is State.AWAITING_FEATURES and run.features is not None and now >= run.features.deadline
+
+
+def overdue(run: Run) -> Events:
+    """The deadline for features passed."""
+    assert run.features is not None, "only a question has a deadline"
+    if run.features.accepted:
+        words = "preprocess did not report the features before the deadline"
+    else:
+        words = "ingest could not be asked for features before the deadline"
+    last = run.failure.words if run.failure is not None else None
+    reason = Failure(
+        kind="deadline" if run.features.accepted else "ingest_unavailable",
+        words=words,
+        service="preprocess" if run.features.accepted else "ingest",
+        range=f"until {run.features.deadline.isoformat()}",
+        detail=last,
+    )
+    return (e.RunFailed(reason=reason, failed_from=run.state),)
+
+
+def failed(run: Run, reason: Failure, *, passing: bool, now: datetime, policy: Policy, jitter: float) -> Events:
+    """A passing fault is tried again with backoff, any other fails the run.
+
+    While features are asked for, the deadline alone bounds the attempts.
+    """
+    attempt = run.attempts_failed + 1
+    bounded = run.state is not State.AWAITING_FEATURES
+    if not passing or (bounded and attempt >= policy.attempts_max):
+        return (e.RunFailed(reason=reason, failed_from=run.state),)
+    retry_at = policy.retry_at(now, attempt, jitter)
+    if not bounded and run.features is not None:
+        retry_at = min(retry_at, run.features.deadline)
+    return (e.AttemptFailed(reason=reason, attempt=attempt, retry_at=retry_at),)

@@ -1,0 +1,57 @@
+"""Run + event -> run. Takes the state from the record and never asks the machine: old history must always fold."""
+
+from training_fsm.domain import events as e
+from training_fsm.domain.run import Checkpoint, FeatureRequest, Run
+from training_fsm.domain.states import State
+
+CHECKPOINTS_KEPT = 3
+"""How far back a resume can fall when newer checkpoints are damaged."""
+
+
+def evolve(run: Run | None, run_id: str, event: e.Event, to_state: State) -> Run:
+    """The run after `event`; `to_state` is what the record says."""
+    if run is None:
+        if not isinstance(event, e.RunRequested):
+            raise ValueError(f"run {run_id}: the first event must be run_requested, got {event.type()}")
+        return Run(run_id=run_id, version=1, state=to_state, request=event.request, feature_config=event.feature_config)
+    return run.model_copy(update={"version": run.version + 1, "state": to_state, **_changes(run, event)})
+
+
+def _changes(run: Run, event: e.Event) -> dict[str, object]:
+    progress: dict[str, object] = {"attempts_failed": 0, "retry_at": None}
+    match event:
+        case e.FeaturesRequested(request_id=request_id, attempt=attempt, deadline=deadline):
+            question = FeatureRequest(request_id=request_id, attempt=attempt, deadline=deadline)
+            return {"features": question, "features_ready": None, **progress}
+        case e.FeatureRequestAnswered():
+            assert run.features is not None, "an answer needs a question"
+            return {"features": run.features.model_copy(update={"accepted": True}), **progress}
+        case e.FeaturesReady():
+            return {"features_ready": event, **progress}
+        case e.RunClaimed(token=token, worker=worker):
+            return {"token": token, "worker": worker}
+        case e.DataFrozen():
+            return {"data": event, **progress}
+        case e.TrainingStarted():
+            return {"started": True, "fingerprint": event.fingerprint, "tracking_run_id": event.tracking_run_id}
+        case e.TrainingResumed(fingerprint=fingerprint):
+            return {"fingerprint": fingerprint}
+        case e.CheckpointSaved(step=step, artifact=artifact):
+            kept = (*run.checkpoints, Checkpoint(step=step, artifact=artifact))[-CHECKPOINTS_KEPT:]
+            return {"checkpoints": kept, **progress}
+        case e.EvaluationFinished():
+            return {"evaluation": event, **progress}
+        case e.RegistrationIntended(key=key):
+            return {"registration_key": key}
+        case e.ModelRegistered():
+            return {"registered": event, "worker": None}
+        case e.AttemptFailed(reason=reason, attempt=attempt, retry_at=retry_at):
+            return {"failure": reason, "attempts_failed": attempt, "retry_at": retry_at, "worker": None}
+        case e.RunFailed(reason=reason, failed_from=failed_from):
+            return {"failure": reason, "failed_from": failed_from, "worker": None}
+        case e.RunRetried():
+            return {"failure": None, "failed_from": None, **progress}
+        case e.ModelRejected() | e.RunCancelled():
+            return {"worker": None}
+        case _:
+            return {}
