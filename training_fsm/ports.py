@@ -56,7 +56,7 @@ class UnitOfWork(Protocol):
         """Which of these (source, command id) are in the inbox already."""
         ...
 
-    def append(self, before: Run | None, run_id: str, events: Sequence[Event], cause: Cause) -> Run:
+    def append(self, run_id: str, events: Sequence[Event], cause: Cause) -> Run:
         """Add events to a run, fold them, and return the run after them; written when the unit ends.
 
         Raises TransitionRefused where the machine has no such arrow.
@@ -88,6 +88,10 @@ class EventLog(Protocol):
 
     def take_due_feature_requests(self, limit: int, hold_s: float) -> Sequence[Run]:
         """Runs that wait for features and are due, hidden from other askers for `hold_s` seconds."""
+        ...
+
+    def next_due_s(self) -> float | None:
+        """Seconds until the next run that waits for features is due; None where none waits."""
         ...
 
 

@@ -1,9 +1,20 @@
 """Values that events carry."""
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator
 
 from training_fsm.domain.model import Model
 from training_fsm.domain.timeframe import UtcTime
+
+
+def _storable(text: str) -> str:
+    """Without NUL characters and lone surrogates, which Postgres cannot read back."""
+    return text.replace("\x00", "�").encode("utf-8", "replace").decode()[-MAX_WORDS:]
+
+
+MAX_WORDS = 16_384
+Words = Annotated[str, AfterValidator(_storable)]
 
 
 class Failure(Model):
@@ -23,12 +34,12 @@ class Failure(Model):
         "outside_unavailable",
         "resume_impossible",
     ]
-    words: str
+    words: Words
     """What happened, in one sentence."""
     service: str | None = None
     field: str | None = None
     range: str | None = None
-    detail: str | None = None
+    detail: Words | None = None
     """The last lines of a traceback or of another service's answer."""
 
 

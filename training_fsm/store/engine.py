@@ -1,0 +1,16 @@
+"""Connections to Postgres, with the limits that keep one stuck client from stopping the others."""
+
+import sqlalchemy as sa
+from sqlalchemy.pool import NullPool
+
+APPEND_LOCK = 0x74667366  # every appender shares it; the relay takes it alone for a moment
+RELAY_LEADER_LOCK = 0x74667367
+
+
+def make_engine(url: str, *, application_name: str, pooled: bool = True) -> sa.Engine:
+    """An engine for psycopg 3: UTC, and no transaction left open for more than a minute."""
+    options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
+    arguments = {"application_name": application_name, "options": options, "connect_timeout": 10}
+    if pooled:
+        return sa.create_engine(url, connect_args=arguments, pool_size=5, max_overflow=10, pool_pre_ping=True)
+    return sa.create_engine(url, connect_args=arguments, poolclass=NullPool)

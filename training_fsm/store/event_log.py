@@ -1,0 +1,108 @@
+"""The event store on Postgres: units of work, claims, heartbeats and timers."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from training_fsm.domain.errors import LeaseLost
+from training_fsm.domain.events import Event, RunClaimed
+from training_fsm.domain.run import Run
+from training_fsm.ports import Cause
+from training_fsm.store import statements as sql
+from training_fsm.store.errors import domain_errors
+from training_fsm.store.unit_of_work import PostgresUnitOfWork
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker's hold on a run; every append under it names the token."""
+
+    run_id: str
+    token: int
+    worker: str
+
+
+class PostgresEventLog:
+    """Implements `ports.EventLog`, and what workers need of it."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def begin(self) -> Iterator[PostgresUnitOfWork]:
+        """A unit of work; commits on exit, rolls back on an exception. Raises Conflict, OutsideUnavailable."""
+        with domain_errors(), self._engine.begin() as connection:
+            unit = PostgresUnitOfWork(connection)
+            yield unit
+            unit.flush()
+
+    def load(self, run_id: str) -> Run | None:
+        """The run as it stands."""
+        with domain_errors(), self._engine.connect() as connection:
+            row = connection.execute(sa.text("SELECT run::text FROM run_heads WHERE run_id = :id"), {"id": run_id})
+            text = row.scalar_one_or_none()
+        return None if text is None else Run.model_validate_json(text)
+
+    def take_due_feature_requests(self, limit: int, hold_s: float) -> Sequence[Run]:
+        """Runs that wait for features and are due, hidden from other askers for `hold_s` seconds."""
+        with domain_errors(), self._engine.begin() as connection:
+            rows = connection.execute(sql.TAKE_DUE, {"limit": limit, "hold_s": hold_s})
+            return [Run.model_validate_json(row.run) for row in rows]
+
+    def next_due_s(self) -> float | None:
+        """Seconds until the next run that waits for features is due; None where none waits."""
+        with domain_errors(), self._engine.connect() as connection:
+            seconds = connection.execute(sql.NEXT_DUE).scalar_one_or_none()
+        return None if seconds is None else max(0.0, float(seconds))
+
+    def claim(self, worker: str, lease_s: float, run_id: str | None = None) -> tuple[Run, Lease] | None:
+        """Take the longest due run that no live lease holds, as an event; None where there is none.
+
+        `run_id` takes that run and no other.
+        """
+        with self.begin() as unit, domain_errors():
+            found = unit.claimable(run_id)
+            if found is None:
+                return None
+            token = unit.runs([found])[found].token + 1
+            claimed = RunClaimed(token=token, worker=worker, lease_s=lease_s)
+            run = unit.append(found, [claimed], Cause(worker, f"claim-{found}-{token}", found))
+        return run, Lease(found, token, worker)
+
+    def heartbeat(self, lease: Lease, lease_s: float) -> Run:
+        """Prolong a lease and return the run as it stands. Raises LeaseLost where another worker holds it."""
+        with domain_errors(), self._engine.begin() as connection:
+            row = connection.execute(
+                sql.HEARTBEAT, {"run_id": lease.run_id, "token": lease.token, "lease_s": lease_s}
+            ).one_or_none()
+        if row is None:
+            raise LeaseLost(f"run {lease.run_id}: token {lease.token} is no longer the run's")
+        return Run.model_validate_json(row.run)
+
+    def append_fenced(self, lease: Lease, events: Sequence[Event], cause: Cause) -> Run:
+        """Append under a lease.
+
+        Raises LeaseLost where another worker holds the run, TransitionRefused where it has moved on (a cancel,
+        say), Conflict where another writer was first: read again and try again.
+        """
+        with self.begin() as unit:
+            run = unit.runs([lease.run_id]).get(lease.run_id)
+            if run is None or run.token != lease.token:
+                raise LeaseLost(f"run {lease.run_id}: token {lease.token} is no longer the run's")
+            return unit.append(lease.run_id, events, cause)
+
+    def now(self) -> datetime:
+        """The database's clock."""
+        with domain_errors(), self._engine.connect() as connection:
+            now = connection.execute(sa.text("SELECT clock_timestamp()")).scalar_one()
+        assert isinstance(now, datetime)
+        return now
+
+    def registered_versions(self) -> dict[str, int]:
+        """The latest registered version of each model, as the log has it."""
+        with domain_errors(), self._engine.connect() as connection:
+            rows = connection.execute(sql.REGISTERED).all()
+        return {row.name: row.version for row in rows}

@@ -1,0 +1,151 @@
+"""The tables, as SQLAlchemy knows them. Migrations hold literals; a test compares the two."""
+
+import sqlalchemy as sa
+
+from training_fsm.domain.machine import arrows
+from training_fsm.domain.states import WORK, State
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "%(table_name)s_pkey",
+        "uq": "%(table_name)s_%(column_0_N_name)s_key",
+        "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+        "ck": "%(table_name)s_%(constraint_name)s",
+    }
+)
+
+
+def allowed_transitions() -> tuple[str, ...]:
+    """What the CHECK on events accepts, as `from/type/to`; streams without states have none."""
+    runs = tuple(
+        f"{'' if source is State.NEW else source.value}/{event}/{dest.value}" for source, event, dest in arrows()
+    )
+    return (*runs, "/command_refused/", "/message_dead_lettered/")
+
+
+def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, nullable=nullable)
+
+
+def _time(name: str, *, nullable: bool = False) -> sa.Column[object]:
+    return sa.Column(name, sa.TIMESTAMP(timezone=True), nullable=nullable)
+
+
+def _states(states: frozenset[State]) -> str:
+    return ", ".join(f"'{state.value}'" for state in sorted(states))
+
+
+events = sa.Table(
+    "events",
+    metadata,
+    sa.Column("position", sa.BigInteger, sa.Identity(always=False), primary_key=True),
+    _text("stream"),
+    sa.Column("version", sa.Integer, nullable=False),
+    _text("type"),
+    sa.Column("schema_version", sa.SmallInteger, nullable=False),
+    _time("occurred_at"),
+    _text("from_state", nullable=True),
+    _text("to_state", nullable=True),
+    _text("actor"),
+    _text("causation_id"),
+    _text("correlation_id"),
+    sa.Column("payload", sa.JSON, nullable=False, comment="exact text: the hash covers its bytes"),
+    sa.Column("previous_hash", sa.LargeBinary, nullable=False, comment="hash of the event before it in its stream"),
+    sa.Column("hash", sa.LargeBinary, nullable=False, comment="sha256 over the length-prefixed envelope"),
+    sa.UniqueConstraint("stream", "version", name="events_stream_version_key"),
+    sa.CheckConstraint(
+        "coalesce(from_state, '') || '/' || type || '/' || coalesce(to_state, '') IN ("
+        + ", ".join(f"'{transition}'" for transition in allowed_transitions())
+        + ")",
+        name="transition",
+    ),
+    sa.CheckConstraint("octet_length(payload::text) <= 524288", name="size"),
+    comment="The log: append-only, one stream per run, command or dead letter.",
+)
+
+run_heads = sa.Table(
+    "run_heads",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    _text("state"),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("token", sa.Integer, nullable=False, comment="fencing token: raised by every claim"),
+    _text("worker", nullable=True),
+    _time("lease_until", nullable=True),
+    _time("due_at", nullable=True),
+    _text("request_id", nullable=True),
+    _text("model"),
+    _text("symbol"),
+    _text("timeframe"),
+    _time("requested_at"),
+    _time("changed_at"),
+    sa.Column("last_hash", sa.LargeBinary, nullable=False),
+    sa.Column("run", sa.JSON, nullable=False, comment="the folded state"),
+    sa.Index("run_heads_work_idx", "due_at", postgresql_where=sa.text(f"state IN ({_states(WORK)})")),
+    sa.Index("run_heads_features_idx", "due_at", postgresql_where=sa.text("state = 'AWAITING_FEATURES'")),
+    sa.Index("run_heads_request_id_idx", "request_id"),
+    sa.Index("run_heads_requested_at_idx", "requested_at"),
+    comment="One row per run: where it stands, who holds it, what it folds to.",
+)
+
+commands = sa.Table(
+    "commands",
+    metadata,
+    sa.Column("source", sa.Text, primary_key=True),
+    sa.Column("command_id", sa.Text, primary_key=True),
+    _text("command_type"),
+    _text("run_id", nullable=True),
+    _text("outcome"),
+    _text("reason", nullable=True),
+    _time("received_at"),
+    sa.CheckConstraint("outcome IN ('accepted', 'refused')", name="outcome"),
+    sa.Index("commands_run_id_idx", "run_id"),
+    sa.Index("commands_received_at_idx", "received_at"),
+    comment="The inbox: what became of each command.",
+)
+
+dead_letters = sa.Table(
+    "dead_letters",
+    metadata,
+    sa.Column("letter_id", sa.Text, primary_key=True),
+    _text("topic"),
+    sa.Column("partition", sa.Integer, nullable=False),
+    sa.Column("offset", sa.BigInteger, nullable=False),
+    _text("reason"),
+    sa.Column("message", sa.LargeBinary, nullable=False, comment="the whole bytes"),
+    _time("received_at"),
+    comment="Messages that could not be read, whole.",
+)
+
+checkpoints = sa.Table(
+    "checkpoints",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("sha256", sa.Text, primary_key=True),
+    sa.Column("step", sa.BigInteger, nullable=False),
+    _text("uri"),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    _time("saved_at"),
+    comment="Projection of checkpoint_saved.",
+)
+
+feature_configs = sa.Table(
+    "feature_configs",
+    metadata,
+    sa.Column("hash", sa.Text, primary_key=True),
+    _text("semver"),
+    _time("created_at"),
+    sa.Column("feature_definitions", sa.JSON, nullable=False),
+    _text("description", nullable=True),
+    comment="The family's table of feature configurations; training is its only writer.",
+)
+
+relay_cursor = sa.Table(
+    "relay_cursor",
+    metadata,
+    sa.Column("topic", sa.Text, primary_key=True),
+    _text("topic_id"),
+    sa.Column("position", sa.BigInteger, nullable=False),
+    _time("changed_at"),
+    comment="A copy of the relay's cursor, for when Kafka has forgotten it.",
+)

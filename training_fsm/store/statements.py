@@ -1,0 +1,117 @@
+"""The SQL of the log, one statement per step of a unit of work."""
+
+import sqlalchemy as sa
+
+from training_fsm.domain.states import WORK
+
+READ_HEADS = sa.text(
+    "SELECT run_id, version, token, last_hash, requested_at, run::text FROM run_heads WHERE run_id = ANY(:ids)"
+)
+
+CLAIMABLE = sa.text(
+    f"""
+    SELECT run_id FROM run_heads
+    WHERE state IN ({", ".join(f"'{state.value}'" for state in sorted(WORK))})
+      AND (due_at IS NULL OR due_at <= clock_timestamp())
+      AND (lease_until IS NULL OR lease_until < clock_timestamp())
+      AND (cast(:run_id AS text) IS NULL OR run_id = :run_id)
+    ORDER BY due_at NULLS FIRST, requested_at LIMIT 1
+    FOR UPDATE SKIP LOCKED
+    """
+)
+
+INSERT_COMMANDS = sa.text(
+    "INSERT INTO commands (source, command_id, command_type, run_id, outcome, reason, received_at) "
+    "VALUES (:source, :command_id, :command_type, :run_id, :outcome, :reason, :now)"
+)
+
+# Payloads travel as binary arrays and become json in the SELECT: four times as fast as text arrays.
+INSERT_EVENTS = sa.text(
+    """
+    INSERT INTO events (stream, version, type, schema_version, occurred_at, from_state, to_state,
+                        actor, causation_id, correlation_id, payload, previous_hash, hash)
+    SELECT stream, version, type, schema_version, occurred_at, from_state, to_state,
+           actor, causation_id, correlation_id, convert_from(payload, 'UTF8')::json, previous_hash, hash
+    FROM unnest(
+        cast(:stream AS text[]), cast(:version AS int[]), cast(:type AS text[]), cast(:schema_version AS smallint[]),
+        cast(:occurred_at AS timestamptz[]), cast(:from_state AS text[]), cast(:to_state AS text[]),
+        cast(:actor AS text[]), cast(:causation_id AS text[]), cast(:correlation_id AS text[]),
+        cast(:payload AS bytea[]), cast(:previous_hash AS bytea[]), cast(:hash AS bytea[])
+    ) WITH ORDINALITY AS new (stream, version, type, schema_version, occurred_at, from_state, to_state,
+                              actor, causation_id, correlation_id, payload, previous_hash, hash, nth)
+    ORDER BY nth
+    """
+)
+
+WRITE_HEAD_NEW = sa.text(
+    """
+    INSERT INTO run_heads (run_id, state, version, token, worker, lease_until, due_at, request_id, model, symbol,
+                           timeframe, requested_at, changed_at, last_hash, run)
+    VALUES (:run_id, :state, :version, :token, :worker, :lease_until, :due_at, :request_id, :model, :symbol,
+            :timeframe, :now, :now, :last_hash, cast(:run AS json))
+    """
+)
+
+WRITE_HEAD = sa.text(
+    """
+    UPDATE run_heads
+    SET state = :state, version = :version, token = :token, worker = :worker,
+        lease_until = CASE WHEN :keep_lease THEN lease_until ELSE :lease_until END,
+        due_at = :due_at, request_id = :request_id, changed_at = :now, last_hash = :last_hash, run = cast(:run AS json)
+    WHERE run_id = :run_id AND version = :read_version AND token = :read_token
+    """
+)
+
+INSERT_LETTERS = sa.text(
+    'INSERT INTO dead_letters (letter_id, topic, partition, "offset", reason, message, received_at) '
+    "VALUES (:letter_id, :topic, :partition, :offset, :reason, :message, :received_at)"
+)
+
+INSERT_CHECKPOINTS = sa.text(
+    "INSERT INTO checkpoints (run_id, sha256, step, uri, size_bytes, saved_at) "
+    "VALUES (:run_id, :sha256, :step, :uri, :size_bytes, :saved_at) ON CONFLICT (run_id, sha256) DO NOTHING"
+)
+
+INSERT_FEATURE_CONFIGS = sa.text(
+    "INSERT INTO feature_configs (hash, semver, created_at, feature_definitions, description) VALUES "
+    "(:hash, :semver, :created_at, cast(:feature_definitions AS json), :description) ON CONFLICT (hash) DO NOTHING"
+)
+
+NOTIFY = sa.text("SELECT pg_notify(:channel, :id)")
+
+TAKE_DUE = sa.text(
+    """
+    WITH due AS (
+        SELECT run_id FROM run_heads
+        WHERE state = 'AWAITING_FEATURES' AND (due_at IS NULL OR due_at <= clock_timestamp())
+        ORDER BY due_at NULLS FIRST LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    UPDATE run_heads SET due_at = clock_timestamp() + make_interval(secs => :hold_s)
+    FROM due WHERE run_heads.run_id = due.run_id
+    RETURNING run_heads.run::text AS run
+    """
+)
+
+NEXT_DUE = sa.text(
+    """
+    SELECT extract(epoch FROM min(coalesce(due_at, clock_timestamp())) - clock_timestamp())
+    FROM run_heads WHERE state = 'AWAITING_FEATURES'
+    """
+)
+
+HEARTBEAT = sa.text(
+    """
+    UPDATE run_heads SET lease_until = CASE WHEN lease_until IS NULL THEN NULL
+                                            ELSE clock_timestamp() + make_interval(secs => :lease_s) END
+    WHERE run_id = :run_id AND token = :token
+    RETURNING run::text AS run
+    """
+)
+
+REGISTERED = sa.text(
+    """
+    SELECT DISTINCT ON (payload->>'name') payload->>'name' AS name, (payload->>'version')::int AS version
+    FROM events WHERE type = 'model_registered'
+    ORDER BY payload->>'name', position DESC
+    """
+)
