@@ -1,0 +1,129 @@
+"""Every setting, from the environment (`TRAINING_FSM_…`), a `.env` file, or the `services.json` of a running `up`."""
+
+import socket
+from pathlib import Path
+from typing import Literal
+
+import platformdirs
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    InitSettingsSource,
+    JsonConfigSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from training_fsm.domain.policy import Policy
+
+SERVICES_FILE = "services.json"
+
+
+def default_home() -> Path:
+    """Where data of a local installation lies unless told otherwise."""
+    return Path(platformdirs.user_data_dir("training_fsm", appauthor=False))
+
+
+class Settings(BaseSettings):
+    """Where the services are and how this process behaves. Names in the environment carry `TRAINING_FSM_`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRAINING_FSM_",
+        env_file=".env",
+        extra="ignore",  # services.json also tells people addresses that are no settings
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    home: Path = Field(default_factory=default_home)
+    """Folder of the local installation: its data, spools and services.json."""
+
+    database_url: str = "postgresql+psycopg://training_fsm@localhost:5432/training_fsm"
+    """SQLAlchemy URL of PostgreSQL 15 or newer, driver psycopg."""
+
+    bootstrap_servers: str = "localhost:9092"
+    """Kafka brokers."""
+    kafka_options: dict[str, str] = Field(default_factory=dict)
+    """Any librdkafka option as JSON, `{"security.protocol": "SASL_SSL", …}`; goes to every client."""
+    topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
+    """Stands before the names of our own topics, groups and transactional ids: two installations on one cluster."""
+    topic_partitions: int = Field(default=6, gt=0)
+    topic_replication: int = Field(default=1, gt=0)
+    """Replication factor of topics that we create."""
+
+    ingest_url: str = "http://localhost:8080/api/v1"
+    """Base URL of the ingest service."""
+    ingest_path: str = "/preprocessing/requests"
+    """Path of ingest's request endpoint; its published specification says /preprocessing-requests."""
+    ingest_timeout_s: float = Field(default=30, gt=0)
+
+    feast_repo: Path | None = None
+    """Folder with Feast's feature_store.yaml."""
+    feast_registry: str | None = None
+    """Instead of feast_repo: a registry's path or SQLAlchemy URL."""
+    feast_project: str = "drl_trading_preprocess"
+
+    mlflow_tracking_uri: str = "http://localhost:5050"
+    """MLflow's tracking server, registry and artifact store."""
+
+    features_deadline_s: float = Field(default=3600, gt=0)
+    """From asking ingest to preprocess's message; then the run fails."""
+    attempts_max: int = Field(default=5, gt=0)
+    """Failures in a row, without progress, before a run fails."""
+    backoff_first_s: float = Field(default=1, gt=0)
+    backoff_max_s: float = Field(default=60, gt=0)
+
+    worker_name: str = Field(default_factory=socket.gethostname)
+    """The process id is added to it."""
+    lease_s: float = Field(default=30, gt=0)
+    """How long a run stays with a worker that is not heard of; heartbeats come three times as often."""
+    child_silence_s: float = Field(default=300, gt=0)
+    """A training child that says nothing for so long is hung, and killed."""
+
+    log_format: Literal["console", "json"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def policy(self) -> Policy:
+        """Deadlines and retries."""
+        return Policy(
+            features_deadline_s=self.features_deadline_s,
+            attempts_max=self.attempts_max,
+            backoff_first_s=self.backoff_first_s,
+            backoff_max_s=self.backoff_max_s,
+        )
+
+    @property
+    def services_file(self) -> Path:
+        """Written by `up`, read by every other command."""
+        return self.home / SERVICES_FILE
+
+    @property
+    def spool(self) -> Path:
+        """Where a worker keeps files until they are stored."""
+        return self.home / "spool"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, then environment, then .env, then the services.json of the home folder."""
+        assert isinstance(init_settings, InitSettingsSource)
+        assert isinstance(env_settings, EnvSettingsSource)
+        assert isinstance(dotenv_settings, DotEnvSettingsSource)
+        named = init_settings().get("home") or env_settings().get("home") or dotenv_settings().get("home")
+        home = Path(str(named)) if named else default_home()
+        services = JsonConfigSettingsSource(settings_cls, json_file=home / SERVICES_FILE)
+        return (init_settings, env_settings, dotenv_settings, services)
+
+
+def load_settings(home: Path | None = None) -> Settings:
+    """The settings of this process; `home` wins over the environment."""
+    return Settings() if home is None else Settings(home=home)
