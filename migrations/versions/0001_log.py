@@ -135,6 +135,7 @@ CREATE TABLE run_heads (
     changed_at TIMESTAMP WITH TIME ZONE NOT NULL,
     last_hash BYTEA NOT NULL,
     run JSON NOT NULL,
+    progress JSON,
     CONSTRAINT run_heads_pkey PRIMARY KEY (run_id)
 );
 CREATE INDEX run_heads_features_idx ON run_heads (due_at) WHERE state = 'AWAITING_FEATURES';
@@ -144,6 +145,7 @@ CREATE INDEX run_heads_work_idx ON run_heads (due_at) WHERE state IN ('EVALUATIN
 COMMENT ON TABLE run_heads IS 'One row per run: where it stands, who holds it, what it folds to.';
 COMMENT ON COLUMN run_heads.token IS 'fencing token: raised by every claim';
 COMMENT ON COLUMN run_heads.run IS 'the folded state';
+COMMENT ON COLUMN run_heads.progress IS 'what the last heartbeat said; no part of the log';
 """
 
 APPEND_ONLY = """

@@ -124,3 +124,15 @@ class Verdict(Model):
     score: float
     threshold: float
     explanation: str
+
+
+class Progress(Model):
+    """How far a training is, as its worker's heartbeat tells; no event, and gone with the next one."""
+
+    step: int
+    total: int
+    steps_per_s: float
+    reward: float | None
+    """Mean episode reward of the last rollouts."""
+    eta_s: float | None
+    at: UtcTime

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from training_fsm.domain.errors import LeaseLost
 from training_fsm.domain.events import Event, RunClaimed
+from training_fsm.domain.facts import Progress
 from training_fsm.domain.run import Run
 from training_fsm.ports import Cause
 from training_fsm.store import statements as sql
@@ -72,11 +73,20 @@ class PostgresEventLog:
             run = unit.append(found, [claimed], Cause(worker, f"claim-{found}-{token}", found))
         return run, Lease(found, token, worker)
 
-    def heartbeat(self, lease: Lease, lease_s: float) -> Run:
-        """Prolong a lease and return the run as it stands. Raises LeaseLost where another worker holds it."""
+    def heartbeat(self, lease: Lease, lease_s: float, progress: Progress | None = None) -> Run:
+        """Prolong a lease, say how far the work is, and return the run as it stands.
+
+        Raises LeaseLost where another worker holds it.
+        """
         with domain_errors(), self._engine.begin() as connection:
             row = connection.execute(
-                sql.HEARTBEAT, {"run_id": lease.run_id, "token": lease.token, "lease_s": lease_s}
+                sql.HEARTBEAT,
+                {
+                    "run_id": lease.run_id,
+                    "token": lease.token,
+                    "lease_s": lease_s,
+                    "progress": progress.model_dump_json() if progress else None,
+                },
             ).one_or_none()
         if row is None:
             raise LeaseLost(f"run {lease.run_id}: token {lease.token} is no longer the run's")

@@ -81,6 +81,7 @@ run_heads = sa.Table(
     _time("changed_at"),
     sa.Column("last_hash", sa.LargeBinary, nullable=False),
     sa.Column("run", sa.JSON, nullable=False, comment="the folded state"),
+    sa.Column("progress", sa.JSON, nullable=True, comment="what the last heartbeat said; no part of the log"),
     sa.Index("run_heads_work_idx", "due_at", postgresql_where=sa.text(f"state IN ({_states(WORK)})")),
     sa.Index("run_heads_features_idx", "due_at", postgresql_where=sa.text("state = 'AWAITING_FEATURES'")),
     sa.Index("run_heads_request_id_idx", "request_id"),

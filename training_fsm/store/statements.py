@@ -102,7 +102,8 @@ NEXT_DUE = sa.text(
 HEARTBEAT = sa.text(
     """
     UPDATE run_heads SET lease_until = CASE WHEN lease_until IS NULL THEN NULL
-                                            ELSE clock_timestamp() + make_interval(secs => :lease_s) END
+                                            ELSE clock_timestamp() + make_interval(secs => :lease_s) END,
+                         progress = coalesce(cast(:progress AS json), progress)
     WHERE run_id = :run_id AND token = :token
     RETURNING run::text AS run
     """
