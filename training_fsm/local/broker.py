@@ -31,6 +31,7 @@ from training_fsm.local.process import (
 
 _TANSU_TIMEOUT_S = 20
 _KAFKA_TIMEOUT_S = 90
+_PREDECESSOR_ENDS_S = 20
 
 
 @dataclass(frozen=True)
@@ -150,9 +151,9 @@ def _format(kafka_home: Path, properties: Path, log: Path, env: Mapping[str, str
     run_to_end(start_process("kafka-storage.sh format", argv, log=log, env=env), _KAFKA_TIMEOUT_S)
 
 
-def _wait_for_predecessor(records: Path, timeout_s: float = 20) -> None:
+def _wait_for_predecessor(records: Path) -> None:
     """Wait until nobody holds Kafka's lock on its data, as a broker does that was told to end and still writes."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + _PREDECESSOR_ENDS_S
     with (records / ".lock").open("a") as lock:
         while True:
             try:

@@ -27,7 +27,10 @@ def main() -> None:
     # The parent may have died before the call above; then no signal will ever come.
     if os.getppid() != parent:
         sys.exit(1)
-    os.execvp(argv[0], argv)
+    try:
+        os.execvp(argv[0], argv)
+    except OSError as error:
+        sys.exit(f"cannot start {argv[0]}: {error.strerror}")
 
 
 if __name__ == "__main__":

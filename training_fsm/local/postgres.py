@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -202,7 +203,7 @@ def _start_server(launcher: _Launcher, data_dir: Path, settings: Mapping[str, st
     while True:
         process = launcher.start("postgres", data_dir, arguments)
         try:
-            wait_until(lambda started=process: _is_ready(data_dir, started.pid), process, _TIMEOUT_S, "PostgreSQL")  # type: ignore[misc]
+            wait_until(partial(_is_ready, data_dir, process.pid), process, _TIMEOUT_S, "PostgreSQL")
         except StartFailed as error:
             process.stop()
             # Backends of a killed server need a moment to notice.

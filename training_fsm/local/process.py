@@ -30,6 +30,7 @@ kill -s KILL -- "-$2"
 """
 
 _POLL_S = 0.02
+_PREDECESSOR_ENDS_S = 2
 
 
 class StartFailed(Exception):
@@ -210,7 +211,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def claim_port(port: int | None, what: str, timeout_s: float = 2) -> int:
+def claim_port(port: int | None, what: str) -> int:
     """The wanted port, or a free one; waits a moment for a predecessor that is still ending.
 
     Raises:
@@ -218,7 +219,7 @@ def claim_port(port: int | None, what: str, timeout_s: float = 2) -> int:
     """
     if port is None:
         return free_port()
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + _PREDECESSOR_ENDS_S
     while True:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -236,4 +237,7 @@ def accepts_connections(port: int) -> bool:
     """Whether something listens on a port of loopback."""
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        if probe.connect_ex(("127.0.0.1", port)) != 0:
+            return False
+        # Without a listener, TCP may connect an ephemeral port to itself.
+        return bool(probe.getsockname() != probe.getpeername())
