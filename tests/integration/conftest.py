@@ -7,15 +7,17 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import create_engine, make_url
 
 from training_fsm.local.broker import Broker, start_apache_kafka, start_embedded_broker
 from training_fsm.local.mlflow_server import MlflowServer, start_mlflow_server
 from training_fsm.local.postgres import PostgresServer, start_postgres
+from training_fsm.store.migrate import migrate
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +40,25 @@ def postgres_server(server_folder: Path) -> Iterator[PostgresServer]:
 @pytest.fixture
 def database_url(postgres_server: PostgresServer) -> Iterator[str]:
     """A fresh, empty database; dropped afterwards, with whoever is still connected."""
-    yield from _database(postgres_server, template="template1")
+    with _database(postgres_server, template="template1") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: PostgresServer) -> Iterator[str]:
+    """Name of a database with the newest schema, for copies only: nobody may be connected to it."""
+    with _database(postgres_server, template="template1") as url:
+        engine = create_engine(url)
+        migrate(engine)
+        engine.dispose()
+        yield str(make_url(url).database)
+
+
+@pytest.fixture
+def migrated_database_url(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
+    """A fresh database with the newest schema and no rows; dropped afterwards."""
+    with _database(postgres_server, template=migrated_template) as url:
+        yield url
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +105,7 @@ def topic_prefix() -> str:
     return f"t{uuid.uuid4().hex[:12]}."
 
 
+@contextmanager
 def _database(server: PostgresServer, template: str) -> Iterator[str]:
     """Make a database from a template, give its URL, drop it."""
     name = f"test_{uuid.uuid4().hex}"

@@ -20,6 +20,16 @@ def test_each_test_gets_an_empty_database(database_url: str, turn: int) -> None:
     _URLS.append(database_url)
 
 
+@pytest.mark.parametrize("turn", [1, 2])
+def test_each_test_gets_a_migrated_database(migrated_database_url: str, turn: int) -> None:
+    """The schema is there in each copy, and only the schema."""
+    url = make_url(migrated_database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    with psycopg.connect(url) as connection:
+        assert connection.execute("SELECT count(*) FROM events").fetchone() == (0,)
+    assert migrated_database_url not in _URLS
+    _URLS.append(migrated_database_url)
+
+
 def test_the_database_is_utf8_in_utc_and_its_role_no_superuser(database_url: str) -> None:
     """Encoding, time zone and rights are those of a careful cluster."""
     url = make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
