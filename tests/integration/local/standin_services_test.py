@@ -4,6 +4,7 @@ They have a broker of their own: a second preprocess on the session's broker wou
 """
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,8 +16,10 @@ import pandas as pd
 import pytest
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
-from training_fsm.local.broker import start_embedded_broker
+from training_fsm.local.broker import Broker, start_embedded_broker
 from training_fsm.local.process import ManagedProcess, accepts_connections, free_port, start_process, wait_until
+from training_fsm.local.standin.kafka import Outgoing, create_missing_topics, deliver, new_producer
+from training_fsm.local.standin.wire import COMPLETED_TOPIC_BY_CONTEXT, REQUESTED_TOPIC, TOPICS, IngestRequest
 
 pytestmark = [
     # Feast is imported here as a reader would: its own warnings are not ours.
@@ -62,34 +65,58 @@ def _body(**changes):
 
 @dataclass
 class Family:
-    """The running stand-ins, and a consumer that sees every message of every topic once."""
+    """The running stand-ins, and consumers that see every message once: preprocess's, and those it is sent."""
 
     bootstrap_servers: str
     base_url: str
     feast_repo: Path
     preprocess: ManagedProcess
-    messages: Consumer
+    answers: Consumer
+    requests: Consumer
 
     def post(self, path: str = "/api/v1/preprocessing/requests", **arguments) -> httpx.Response:
         return httpx.post(self.base_url + path, **arguments)
 
-    def next_message(self, timeout_s: float = 60) -> Message:
+    def next_answer(self, timeout_s: float = 60) -> Message:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
-            message = self.messages.poll(0.1)
+            message = self.answers.poll(0.1)
             if message is not None:
                 assert message.error() is None
                 return message
-        raise AssertionError(f"no message within {timeout_s:g} s; preprocess: {self.preprocess.last_lines()}")
+        raise AssertionError(f"no answer within {timeout_s:g} s; preprocess: {self.preprocess.last_lines()}")
+
+    def last_requested(self) -> Message:
+        """Give the newest message of the topic that ingest writes; it was answered already, so it is there."""
+        found = self.requests.consume(1, timeout=10)
+        while newer := self.requests.consume(1, timeout=0.5):
+            found = newer
+        return found[0]
 
     def answer_to(self, body) -> Message:
-        """Post a request; give what came on Kafka after the request itself."""
+        """Post a request and give its answer."""
         response = self.post(json=body)
         assert response.status_code == 202, response.text
-        requested = self.next_message()
-        assert requested.topic() == "requested.preprocess-data"
-        assert json.loads(requested.value())["request_id"] == body["request_id"]
-        return self.next_message()
+        return self.next_answer()
+
+
+def _reader(bootstrap_servers: str, *topics: str) -> Consumer:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "test",
+            "enable.auto.commit": False,
+            "fetch.wait.max.ms": 50,
+        }
+    )
+    consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING) for topic in topics])
+    return consumer
+
+
+def _start_preprocess(broker: Broker, folder: Path, *options: str) -> ManagedProcess:
+    module = [sys.executable, "-m", "training_fsm.local.standin.preprocess"]
+    where = ["--bootstrap-servers", broker.bootstrap_servers, "--feast-repo", str(folder / "repo")]
+    return start_process("preprocess", [*module, *where, *options], log=folder / "preprocess.log")
 
 
 @pytest.fixture(scope="module")
@@ -99,27 +126,18 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Family]:
     port = free_port()
     with start_embedded_broker(log=folder / "broker.log") as broker:
         servers = ["--bootstrap-servers", broker.bootstrap_servers]
-        command = [sys.executable, "-m", "training_fsm.local.standin.preprocess", *servers]
-        preprocess = start_process(
-            "preprocess", [*command, "--feast-repo", str(folder / "repo")], log=folder / "preprocess.log"
-        )
+        preprocess = _start_preprocess(broker, folder)
         command = [sys.executable, "-m", "training_fsm.local.standin.ingest", *servers, "--port", str(port)]
         ingest = start_process("ingest", command, log=folder / "ingest.log")
         with preprocess, ingest:
             wait_until(lambda: accepts_connections(port), ingest, 60, "ingest")
             wait_until(lambda: "consuming" in preprocess.last_lines(), preprocess, 60, "preprocess")
-            consumer = Consumer(
-                {
-                    "bootstrap.servers": broker.bootstrap_servers,
-                    "group.id": "test",
-                    "enable.auto.commit": False,
-                    "fetch.wait.max.ms": 50,
-                }
-            )
-            topics = consumer.list_topics(timeout=10).topics
-            consumer.assign([TopicPartition(topic, 0, OFFSET_BEGINNING) for topic in topics])
-            yield Family(broker.bootstrap_servers, f"http://127.0.0.1:{port}", folder / "repo", preprocess, consumer)
-            consumer.close()
+            answers = _reader(broker.bootstrap_servers, *(topic for topic in TOPICS if topic != REQUESTED_TOPIC))
+            requests = _reader(broker.bootstrap_servers, REQUESTED_TOPIC)
+            base_url = f"http://127.0.0.1:{port}"
+            yield Family(broker.bootstrap_servers, base_url, folder / "repo", preprocess, answers, requests)
+            answers.close()
+            requests.close()
     assert preprocess.popen.returncode == 0
     assert ingest.popen.returncode == 0
 
@@ -136,7 +154,7 @@ def _rows(repo: Path, view_name: str) -> pd.DataFrame:
         join_key_columns=["symbol"],
         feature_name_columns=[feature.name for feature in view.features],
         timestamp_field=view.batch_source.timestamp_field,
-        start_date=pd.Timestamp("2000-01-01", tz="UTC").to_pydatetime(),
+        start_date=pd.Timestamp("1990-01-01", tz="UTC").to_pydatetime(),
         end_date=pd.Timestamp("2020-01-01", tz="UTC").to_pydatetime(),
     )
     return job.to_df().set_index("event_timestamp").sort_index()
@@ -144,7 +162,7 @@ def _rows(repo: Path, view_name: str) -> pd.DataFrame:
 
 def test_topics_are_there(family: Family) -> None:
     """Preprocess creates every topic that it reads or writes, with one partition."""
-    topics = family.messages.list_topics(timeout=10).topics
+    topics = family.answers.list_topics(timeout=10).topics
     assert {f"{kind}.preprocess-data" for kind in ("requested", "completed", "error", "retry", "dlq")} <= set(topics)
     assert {f"completed.preprocess-data.{kind}" for kind in ("offline", "online", "catchup")} <= set(topics)
     assert {len(topics[name].partitions) for name in topics if name.endswith("preprocess-data")} == {1}
@@ -214,8 +232,12 @@ def test_a_request_is_published_and_completed(family: Family) -> None:
         "request_id": "a request",
         "status": "accepted",
     }
-    requested, completed = family.next_message(), family.next_message()
-    assert (requested.topic(), requested.key(), requested.headers()) == ("requested.preprocess-data", b"EURUSD", None)
+    completed = family.next_answer()
+    requested = family.last_requested()
+    assert (requested.key(), requested.headers()) == (b"EURUSD", None)
+    published = json.loads(requested.value())
+    assert (published["request_id"], published["symbol"]) == ("a request", "EURUSD")
+    assert published["feature_config_version_info"]["hash"] == "0123456789"
     assert completed.topic() == "completed.preprocess-data.offline"
     assert completed.key() == b"a request"
     assert dict(completed.headers()) == {
@@ -238,7 +260,7 @@ def test_a_request_is_published_and_completed(family: Family) -> None:
         "base_timeframe": "1h",
         "start_time": "2017-02-01T00:00:00+00:00",
         "end_time": "2017-03-01T00:00:00+00:00",
-        "success_details": {"features_4h": 5, "records_4h": 125},
+        "success_details": {"features_4h": 5, "records_4h": 124},
     }
 
 
@@ -263,8 +285,8 @@ def test_the_rows_lie_in_feast(family: Family) -> None:
         f"{stem}_{s}" for s in ("macd", "signal", "histogram")
     }
     rows = _rows(family.feast_repo, "close_price_EURUSD_4h")
-    assert (len(rows), rows.index.min().isoformat()) == (125, "2017-02-01T00:00:00+00:00")
-    assert rows.loc["2017-02-01 08:00+00:00", "close_price_value"] == 1.08006
+    assert (len(rows), rows.index.min().isoformat()) == (124, "2017-02-01T00:00:00+00:00")
+    assert rows.loc["2017-02-01 08:00+00:00", "close_price_value"] == 1.08021
     assert _rows(family.feast_repo, f"{RSI_STEM}_EURUSD_4h")[RSI_STEM].between(0, 100).all()
     files = [path.relative_to(family.feast_repo) for path in family.feast_repo.rglob("*.parquet")]
     assert {path.parts[:4] for path in files} >= {("EURUSD", "year=2017", "month=02", "day=01")}
@@ -289,7 +311,7 @@ def test_timeframes_do_not_mix(family: Family) -> None:
     days = _rows(family.feast_repo, "close_price_EURUSD_1d")
     hours = _rows(family.feast_repo, "close_price_EURUSD_4h")
     assert set(days.index.hour) == {0}
-    assert (len(days), len(hours)) == (24, 125)
+    assert (len(days), len(hours)) == (24, 124)
 
 
 def test_indicators_start_with_nan_at_the_beginning_of_history(family: Family) -> None:
@@ -364,21 +386,18 @@ def test_a_failing_store_is_a_preprocessing_error(family: Family) -> None:
     assert headers["failed_step"] == b"processing_pipeline"
     value = json.loads(error.value())
     assert str(blocking) in value["error_message"]
-    assert value["error_details"] == {"error_type": "FileExistsError"}
+    assert value["error_details"] == {"error_type": "NotADirectoryError"}
     assert value["start_time"] == "2017-06-01T00:00:00+00:00"
 
 
 def test_an_invalid_message_is_retried_and_buried(family: Family) -> None:
-    """What is no request goes to the retry topic three times and to the dead letters then, and those after it are handled."""
+    """What is no request is retried three times, then buried, and what comes after it is handled."""
     producer = Producer({"bootstrap.servers": family.bootstrap_servers})
     producer.produce("requested.preprocess-data", key=b"EURUSD", value=b"\xff no request")
     producer.flush(10)
-    seen = [family.next_message() for _ in range(5)]
-    assert [message.topic() for message in seen] == [
-        "requested.preprocess-data",
-        *["retry.preprocess-data"] * 3,
-        "dlq.preprocess-data",
-    ]
+    seen = [family.next_answer() for _ in range(4)]
+    # Which topic a consumer gives first is nobody's promise.
+    assert sorted(message.topic() for message in seen) == ["dlq.preprocess-data", *["retry.preprocess-data"] * 3]
     assert {message.value() for message in seen} == {b"\xff no request"}
     assert json.loads(family.answer_to(_body(request_id="after")).value())["request_id"] == "after"
 
@@ -388,8 +407,8 @@ def test_the_published_path_answers_two_hundred_each_time(family: Family) -> Non
     for _ in range(2):
         response = family.post("/api/v1/preprocessing-requests", json=_body(request_id="twice"))
         assert (response.status_code, response.json()) == (200, {"request_id": "twice", "status": "accepted"})
-    topics = sorted(family.next_message().topic() for _ in range(4))
-    assert topics == ["completed.preprocess-data.offline"] * 2 + ["requested.preprocess-data"] * 2
+    answers = [family.next_answer() for _ in range(2)]
+    assert [(a.topic(), a.key()) for a in answers] == [("completed.preprocess-data.offline", b"twice")] * 2
 
 
 def test_preprocess_runs_without_torch(family: Family) -> None:
@@ -398,3 +417,26 @@ def test_preprocess_runs_without_torch(family: Family) -> None:
     if not maps.exists():
         pytest.skip("needs /proc")
     assert "libtorch" not in maps.read_text()
+
+
+def test_a_request_outlives_its_preprocess(tmp_path: Path) -> None:
+    """A preprocess that is stopped before it answers leaves the request to the next one, which answers it once."""
+
+    def ask(request_id: str) -> None:
+        request = IngestRequest.model_validate(_body(request_id=request_id)).model_dump_json().encode()
+        deliver(new_producer(broker.bootstrap_servers), Outgoing(REQUESTED_TOPIC, "EURUSD", request))
+
+    with start_embedded_broker(log=tmp_path / "broker.log") as broker:
+        create_missing_topics(broker.bootstrap_servers, TOPICS)
+        ask("survivor")
+        with _start_preprocess(broker, tmp_path, "--answer-delay-s", "60") as first:
+            wait_until(lambda: "stored request_id=survivor" in first.last_lines(), first, 60, "preprocess")
+            first.popen.send_signal(signal.SIGTERM)
+            first.popen.wait(timeout=20)
+        answers = _reader(broker.bootstrap_servers, COMPLETED_TOPIC_BY_CONTEXT["training"])
+        with _start_preprocess(broker, tmp_path):
+            assert [answer.key() for answer in answers.consume(1, timeout=60)] == [b"survivor"]
+        ask("next")
+        with _start_preprocess(broker, tmp_path):
+            assert [answer.key() for answer in answers.consume(1, timeout=60)] == [b"next"]
+        answers.close()

@@ -4,6 +4,7 @@ Every indicator maps bars to one column, or to several named sub features. The l
 has too little history, stay in.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -37,6 +38,9 @@ class Bars:
     close: Column
 
 
+_PROBE = Bars(*[np.ones(2)] * 4)
+
+
 @dataclass(frozen=True)
 class Indicator:
     """How one feature is computed.
@@ -56,11 +60,15 @@ class Indicator:
         read = dict(self.defaults)
         for name, default in self.defaults.items():
             value = parameter_set.get(name, default)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise ValueError(f"parameter {name!r} must be a number above 0, got {value!r}")
             if isinstance(default, int) and value != int(value):
                 raise ValueError(f"parameter {name!r} must be a whole number, got {value!r}")
             read[name] = type(default)(value)
+        try:
+            self.compute(_PROBE, read)
+        except Exception as error:  # TA-Lib knows its own bounds, and raises nothing more special
+            raise ValueError(f"parameters {read} cannot be computed: {error}") from error
         return read
 
 

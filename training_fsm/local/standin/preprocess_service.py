@@ -60,7 +60,7 @@ class Preprocess:
                 "group.id": GROUP,
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
-                # The embedded broker wakes no fetch that waits: a message is seen when the wait ends (500 ms by default).
+                # The embedded broker wakes no waiting fetch: a message is seen when the wait ends (500 ms by default).
                 "fetch.wait.max.ms": 50,
             }
         )
