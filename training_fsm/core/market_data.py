@@ -50,10 +50,18 @@ def normalise(values: ArrayLike, mean: ArrayLike, deviation: ArrayLike) -> NDArr
 
 
 def normalisation_of(frame: pd.DataFrame, columns: Sequence[str]) -> tuple[ColumnNormalisation, ...]:
-    """Mean and standard deviation (of the population) of each column, in float64."""
+    """Mean and population deviation of each column, in float64; a constant column gets deviation 1.
+
+    Raises DataUnusable where a column is missing or not finite.
+    """
+    values = ((column, _numbers(frame, column)) for column in columns)
     return tuple(
-        ColumnNormalisation(column=column, mean=float(values.mean()), deviation=float(values.std()))
-        for column, values in ((column, _numbers(frame, column)) for column in columns)
+        ColumnNormalisation(
+            column=column,
+            mean=float(numbers.mean()),
+            deviation=1.0 if numbers.min() == numbers.max() else float(numbers.std()),
+        )
+        for column, numbers in values
     )
 
 

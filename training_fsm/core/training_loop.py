@@ -53,7 +53,7 @@ def rollouts(agent: PPO, until_timesteps: int, on_steps: Callable[[int, float], 
         except RewardNotFinite as error:
             raise TrainingDiverged(agent.num_timesteps, str(error)) from error
         except (ValueError, RuntimeError) as error:
-            # torch's distributions refuse NaN with one of these; anything else is not ours to explain
+            # sampling refuses NaN with one of these; anything else is not ours to explain
             if _finite_weights(agent):
                 raise
             raise TrainingDiverged(agent.num_timesteps, "the policy's weights are not finite") from error
