@@ -7,8 +7,9 @@ At least once: the offset is committed after the answer has been delivered. An i
 import logging
 import threading
 
-from confluent_kafka import OFFSET_STORED, Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, Producer, TopicPartition
 from pydantic import ValidationError
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_fixed
 
 from training_fsm.local.standin.answers import answer
 from training_fsm.local.standin.feast_repository import FeastRepository
@@ -21,6 +22,7 @@ from training_fsm.local.standin.wire import (
     PreprocessingRequest,
 )
 
+SOURCES = (REQUESTED_TOPIC, RETRY_TOPIC)
 GROUP = "drl-trading-preprocess"
 RETRIES_MAX = 3
 RETRY_HEADER = "retry_attempt"
@@ -64,15 +66,30 @@ class Preprocess:
                 "fetch.wait.max.ms": 50,
             }
         )
-        # Partitions are assigned by hand: the service is one process, and joining a group would cost seconds.
+        self._consumer.assign(self._where_to_go_on())
+
+    @retry(
+        retry=retry_if_exception_type(KafkaException),
+        stop=stop_after_delay(30),
+        wait=wait_fixed(0.2),
+        reraise=True,
+    )
+    def _where_to_go_on(self) -> list[TopicPartition]:
+        """Give every partition with its committed offset, or its beginning.
+
+        Partitions are assigned by hand: the service is one process, and joining a group would cost seconds. On a new
+        cluster the first question finds no coordinator yet.
+        """
         known = self._consumer.list_topics(timeout=10).topics
-        self._consumer.assign(
-            [
-                TopicPartition(topic, partition, OFFSET_STORED)
-                for topic in (REQUESTED_TOPIC, RETRY_TOPIC)
-                for partition in known[topic].partitions
-            ]
+        committed = self._consumer.committed(
+            [TopicPartition(topic, number) for topic in SOURCES for number in known[topic].partitions], timeout=10
         )
+        for partition in committed:
+            if partition.error is not None:
+                raise KafkaException(partition.error)
+            if partition.offset < 0:
+                partition.offset = OFFSET_BEGINNING
+        return committed
 
     def run(self, stopping: threading.Event) -> None:
         """Answer requests until told to stop; raises KafkaException when the brokers fail."""
