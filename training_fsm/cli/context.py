@@ -68,9 +68,7 @@ def opened_log(settings: "Settings") -> Iterator["PostgresAuditLog"]:
         raise NotSo(f"postgres at {where} does not answer: {words}", hint) from error
     except sa.exc.ProgrammingError as error:
         state = getattr(error.orig, "sqlstate", None)
-        if state in (_URL_WANTED = "setting database_url: expected a URL such as postgresql+psycopg://user@host:5432/database"
-
-NO_TABLES, NO_COLUMN):
+        if state in (NO_TABLES, NO_COLUMN):
             raise NotSo(
                 f"postgres at {where} has no tables of this version; `training-fsm migrate` makes them"
             ) from error
