@@ -111,14 +111,6 @@ CREATE TABLE feature_configs (
     CONSTRAINT feature_configs_pkey PRIMARY KEY (hash)
 );
 COMMENT ON TABLE feature_configs IS 'The family''s table of feature configurations; training is its only writer.';
-CREATE TABLE relay_cursor (
-    topic TEXT NOT NULL,
-    topic_id TEXT NOT NULL,
-    position BIGINT NOT NULL,
-    changed_at TIMESTAMP WITH TIME ZONE NOT NULL,
-    CONSTRAINT relay_cursor_pkey PRIMARY KEY (topic)
-);
-COMMENT ON TABLE relay_cursor IS 'A copy of the relay''s cursor, for when Kafka has forgotten it.';
 CREATE TABLE run_heads (
     run_id TEXT NOT NULL,
     state TEXT NOT NULL,
@@ -146,6 +138,15 @@ COMMENT ON TABLE run_heads IS 'One row per run: where it stands, who holds it, w
 COMMENT ON COLUMN run_heads.token IS 'fencing token: raised by every claim';
 COMMENT ON COLUMN run_heads.run IS 'the folded state';
 COMMENT ON COLUMN run_heads.progress IS 'what the last heartbeat said; no part of the log';
+CREATE TABLE topics (
+    topic TEXT NOT NULL,
+    topic_id TEXT NOT NULL,
+    relayed_position BIGINT,
+    changed_at TIMESTAMP WITH TIME ZONE NOT NULL,
+    CONSTRAINT topics_pkey PRIMARY KEY (topic)
+);
+COMMENT ON TABLE topics IS 'Each topic as we know it: one deleted and made anew is read from its beginning.';
+COMMENT ON COLUMN topics.relayed_position IS 'the relay''s cursor, when Kafka has lost it';
 """
 
 APPEND_ONLY = """
@@ -218,5 +219,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.execute("DROP VIEW run_timeline, run_history, runs")
-    op.execute("DROP TABLE events, run_heads, commands, dead_letters, checkpoints, feature_configs, relay_cursor")
+    op.execute("DROP TABLE events, run_heads, commands, dead_letters, checkpoints, feature_configs, topics")
     op.execute("DROP FUNCTION refuse_change()")

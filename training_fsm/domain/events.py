@@ -200,6 +200,8 @@ class MessageDeadLettered(Event):
     reason: str
     sha256: str
     size_bytes: int
+    key_base64: str | None
+    """At most the first kilobyte."""
     head_base64: str
     """At most the first 64 kB, base64."""
 

@@ -141,12 +141,12 @@ feature_configs = sa.Table(
     comment="The family's table of feature configurations; training is its only writer.",
 )
 
-relay_cursor = sa.Table(
-    "relay_cursor",
+topics = sa.Table(
+    "topics",
     metadata,
     sa.Column("topic", sa.Text, primary_key=True),
     _text("topic_id"),
-    sa.Column("position", sa.BigInteger, nullable=False),
+    sa.Column("relayed_position", sa.BigInteger, nullable=True, comment="the relay's cursor, when Kafka has lost it"),
     _time("changed_at"),
-    comment="A copy of the relay's cursor, for when Kafka has forgotten it.",
+    comment="Each topic as we know it: one deleted and made anew is read from its beginning.",
 )

@@ -116,3 +116,32 @@ REGISTERED = sa.text(
     ORDER BY payload->>'name', position DESC
     """
 )
+
+LAST_POSITION = sa.text("SELECT coalesce(max(position), 0) FROM events")
+
+READ_EVENTS = sa.text(
+    """
+    SELECT position, stream, version, type, schema_version, occurred_at, from_state, to_state,
+           actor, causation_id, correlation_id, payload::text
+    FROM events WHERE position > :after AND position <= :up_to ORDER BY position LIMIT :limit
+    """
+)
+
+REMEMBER_TOPIC = sa.text(
+    """
+    INSERT INTO topics (topic, topic_id, changed_at) VALUES (:topic, :topic_id, clock_timestamp())
+    ON CONFLICT (topic) DO UPDATE
+    SET topic_id = excluded.topic_id, relayed_position = NULL, changed_at = clock_timestamp()
+    """
+)
+
+RELAYED_POSITION = sa.text("SELECT relayed_position FROM topics WHERE topic = :topic AND topic_id = :topic_id")
+
+REMEMBER_RELAYED = sa.text(
+    """
+    INSERT INTO topics (topic, topic_id, relayed_position, changed_at)
+    VALUES (:topic, :topic_id, :position, clock_timestamp())
+    ON CONFLICT (topic) DO UPDATE
+    SET topic_id = excluded.topic_id, relayed_position = excluded.relayed_position, changed_at = clock_timestamp()
+    """
+)

@@ -1,0 +1,56 @@
+"""librdkafka clients, configured in one place."""
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka.admin import AdminClient
+
+from training_fsm.settings import Settings
+
+log = structlog.get_logger()
+
+
+def _on_error(error: KafkaError) -> None:
+    log.warning("kafka", error=error.str(), code=error.name())
+
+
+def _base(settings: Settings, client: str) -> dict[str, object]:
+    return {
+        "bootstrap.servers": settings.bootstrap_servers,
+        "client.id": f"training-fsm-{client}",
+        "error_cb": _on_error,
+        "topic.metadata.refresh.interval.ms": 10_000,  # a topic made after subscribing is read within ten seconds
+        "reconnect.backoff.max.ms": 2_000,
+        "log_level": 3,
+        **settings.kafka_options,
+    }
+
+
+def make_admin(settings: Settings) -> AdminClient:
+    """A client that asks and tells the broker about topics."""
+    return AdminClient(_base(settings, "admin"))
+
+
+def make_producer(settings: Settings, transactional_id: str) -> Producer:
+    """An idempotent producer of transactions; `linger.ms=0`, since a transaction waits for its last message."""
+    config = _base(settings, "relay") | {
+        "transactional.id": transactional_id,
+        "linger.ms": 0,
+        "transaction.timeout.ms": 30_000,
+        "message.max.bytes": 1_000_000,
+    }
+    return Producer(config)
+
+
+def make_consumer(settings: Settings, group: str) -> Consumer:
+    """A consumer that reads committed messages from the earliest on and commits when it is told to."""
+    config = _base(settings, "orchestrator") | {
+        "group.id": group,
+        "enable.auto.commit": False,
+        "auto.offset.reset": "earliest",
+        "isolation.level": "read_committed",
+        "session.timeout.ms": 6_000,  # a killed orchestrator's partitions move within that time
+        "heartbeat.interval.ms": 2_000,
+        "allow.auto.create.topics": False,
+        "fetch.wait.max.ms": 50,  # some brokers do not wake a waiting fetch: this bounds the delay of a message
+    }
+    return Consumer(config)

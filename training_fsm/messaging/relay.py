@@ -1,0 +1,149 @@
+"""The log goes out over Kafka: every event once, in order, by one leader."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from training_fsm.domain.errors import OutsideUnavailable
+from training_fsm.messaging.event_message import to_messages
+from training_fsm.messaging.topics import Topics, topic_ids
+from training_fsm.store.outbox import PostgresOutbox, StoredEvent
+
+log = structlog.get_logger()
+
+BATCH_MAX = 500
+IDLE_S = 0.05
+"""Between two looks at the log when nothing wakes the relay."""
+RECOMMIT_S = 3600.0
+"""Kafka forgets offsets of a group without members: the cursor is committed again this often."""
+KAFKA_TIMEOUT_S = 15.0
+
+
+class RelayLostError(Exception):
+    """Kafka refused a message of ours for good; the transaction cannot be completed."""
+
+
+class Relay:
+    """Publishes committed events. The cursor lies in the Kafka transaction that publishes."""
+
+    def __init__(
+        self,
+        outbox: PostgresOutbox,
+        topics: Topics,
+        group: str,
+        make_producer: Callable[[], Producer],
+        make_consumer: Callable[[], Consumer],
+        admin: AdminClient,
+    ) -> None:
+        self._outbox = outbox
+        self._topics = topics
+        self._group = group
+        self._make_producer = make_producer
+        self._make_consumer = make_consumer
+        self._admin = admin
+        self.wake = threading.Event()
+        """Set by whoever has just appended in this process."""
+
+    def run(self, stop: threading.Event) -> None:
+        """Lead when nobody else does, publish while leading, begin again after every fault."""
+        pause_s = 0.1
+        while not stop.is_set():
+            try:
+                with self._outbox.leadership() as leads:
+                    if leads:
+                        self._lead(stop)
+                    else:
+                        stop.wait(1.0)
+                pause_s = 0.1
+            except (KafkaException, OutsideUnavailable, RelayLostError) as error:
+                log.warning("relay starts again", error=str(error), pause_s=pause_s)
+                stop.wait(pause_s)
+                pause_s = min(pause_s * 2, 5.0)
+
+    def _lead(self, stop: threading.Event) -> None:
+        producer, consumer = self._make_producer(), self._make_consumer()
+        try:
+            producer.init_transactions(KAFKA_TIMEOUT_S)  # fences whoever led before; only then is the cursor final
+            topic_id = topic_ids(self._admin, (self._topics.events,)).get(self._topics.events)
+            if topic_id is None:
+                raise OutsideUnavailable("kafka", f"topic {self._topics.events} is not there")
+            cursor = self._cursor(consumer, topic_id)
+            log.info("relay leads", cursor=cursor)
+            committed_at = time.monotonic()
+            while not stop.is_set():
+                sent = self._publish(producer, consumer, topic_id, cursor)
+                if sent != cursor:
+                    cursor, committed_at = sent, time.monotonic()
+                    continue
+                if time.monotonic() - committed_at > RECOMMIT_S:
+                    self._transact(producer, consumer, [], cursor)
+                    committed_at = time.monotonic()
+                self.wake.wait(IDLE_S)
+                self.wake.clear()
+        finally:
+            consumer.close()
+            del producer
+
+    def _cursor(self, consumer: Consumer, topic_id: str) -> int:
+        """Kafka's own, or our copy for this incarnation of the topic, or the beginning."""
+        committed = consumer.committed([self._cursor_at()], timeout=KAFKA_TIMEOUT_S)[0]
+        if committed.error:
+            raise KafkaException(committed.error)
+        copy = self._outbox.relayed_position(self._topics.events, topic_id)
+        if copy is None:
+            # Another topic than the one we knew, or the first: all of the log goes out, whatever the group remembers.
+            self._outbox.remember_relayed(self._topics.events, topic_id, 0)
+            return 0
+        cursor = copy if committed.offset in (OFFSET_INVALID, None) or committed.offset < 0 else committed.offset
+        last = self._outbox.last_position()
+        if cursor > last:
+            log.warning("log restored from before what was published", published=cursor, last=last)
+            self._outbox.raise_sequence(cursor)
+        return cursor
+
+    def _cursor_at(self, offset: int = OFFSET_INVALID) -> TopicPartition:
+        return TopicPartition(self._topics.events, 0, offset)
+
+    def _publish(self, producer: Producer, consumer: Consumer, topic_id: str, cursor: int) -> int:
+        """Publish the next batch behind the cursor and return where it then stands."""
+        if self._outbox.last_position() <= cursor:
+            return cursor
+        horizon = self._outbox.horizon()
+        if horizon is None or horizon <= cursor:
+            return cursor
+        events = self._outbox.read(cursor, horizon, BATCH_MAX)
+        if not events:
+            return cursor
+        position = events[-1].position
+        self._transact(producer, consumer, events, position)
+        self._outbox.remember_relayed(self._topics.events, topic_id, position)
+        return position
+
+    def _transact(self, producer: Producer, consumer: Consumer, events: list[StoredEvent], position: int) -> None:
+        failures: list[str] = []
+        producer.begin_transaction()
+        try:
+            for event in events:
+                for message in to_messages(event, self._topics):
+                    producer.produce(
+                        message.topic,
+                        key=message.key,
+                        value=message.value,
+                        headers=message.headers,
+                        on_delivery=lambda error, _: failures.append(error.str()) if error else None,
+                    )
+                producer.poll(0)
+            producer.send_offsets_to_transaction(
+                [self._cursor_at(position)], consumer.consumer_group_metadata(), KAFKA_TIMEOUT_S
+            )
+            producer.commit_transaction(KAFKA_TIMEOUT_S)
+        except KafkaException as error:
+            if error.args[0].txn_requires_abort():
+                producer.abort_transaction(KAFKA_TIMEOUT_S)
+            raise
+        if failures:
+            raise RelayLostError(f"not delivered: {failures[0]}")

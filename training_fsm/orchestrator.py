@@ -1,0 +1,88 @@
+"""The orchestrator's object graph: intake, asker, topic watch and relay, each on a thread of one process."""
+
+import random
+import signal
+import threading
+from collections.abc import Callable
+
+import structlog
+
+from training_fsm.client.ingest_client import IngestClient
+from training_fsm.messaging.asker import Asker
+from training_fsm.messaging.intake import Intake
+from training_fsm.messaging.kafka import make_admin, make_consumer, make_producer
+from training_fsm.messaging.preprocessing_listener import PREPROCESS_TOPICS
+from training_fsm.messaging.relay import Relay
+from training_fsm.messaging.topic_watch import TopicWatch
+from training_fsm.messaging.topics import Topics, create_missing
+from training_fsm.service.training_orchestration_service import TrainingOrchestrationService
+from training_fsm.settings import Settings
+from training_fsm.store.engine import make_engine
+from training_fsm.store.event_log import PostgresEventLog
+from training_fsm.store.outbox import PostgresOutbox
+
+log = structlog.get_logger()
+
+
+def run_orchestrator(settings: Settings, stop: threading.Event) -> int:
+    """Serve until told to stop, or until a thread dies of what nobody foresaw; then exit 1, to be started again."""
+    engine = make_engine(settings.database_url, application_name="training-fsm-orchestrator")
+    event_log, outbox = PostgresEventLog(engine), PostgresOutbox(engine)
+    topics, admin = Topics.with_prefix(settings.topic_prefix), make_admin(settings)
+    create_missing(admin, topics.all, settings.topic_partitions, settings.topic_replication)
+
+    ingest = IngestClient(settings.ingest_url, settings.ingest_path, read_timeout_s=settings.ingest_timeout_s)
+    service = TrainingOrchestrationService(event_log, settings.policy, ingest, random.random)
+    relay_group = f"{settings.topic_prefix}training-fsm-relay"
+    relay = Relay(
+        outbox,
+        topics,
+        relay_group,
+        lambda: make_producer(settings, relay_group),
+        lambda: make_consumer(settings, relay_group),
+        admin,
+    )
+    asker = Asker(service, event_log, hold_s=settings.ingest_timeout_s * 2)
+    watch = TopicWatch(admin, outbox, (topics.requested, *PREPROCESS_TOPICS))
+    watch.look()
+
+    def committed() -> None:
+        asker.wake.set()
+        relay.wake.set()
+
+    consumer = make_consumer(settings, f"{settings.topic_prefix}training-fsm-orchestrator")
+    intake = Intake(consumer, topics.requested, service.handle, watch, committed)
+    try:
+        return _serve({"intake": intake.run, "asker": asker.run, "watch": watch.run, "relay": relay.run}, stop)
+    finally:
+        ingest.close()
+        engine.dispose()
+
+
+def _serve(loops: dict[str, Callable[[threading.Event], None]], stop: threading.Event) -> int:
+    died: list[str] = []
+
+    def guarded(name: str, loop: Callable[[threading.Event], None]) -> None:
+        try:
+            loop(stop)
+        except Exception:
+            log.exception("thread died", thread=name)
+            died.append(name)
+        finally:
+            stop.set()
+
+    threads = [threading.Thread(target=guarded, args=item, name=item[0]) for item in loops.items()]
+    for thread in threads:
+        thread.start()
+    log.info("orchestrator serves")
+    for thread in threads:
+        thread.join()
+    return 1 if died else 0
+
+
+def stop_on_signals() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    return stop

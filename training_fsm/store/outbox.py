@@ -1,0 +1,115 @@
+"""The log as the relay reads it: up to a horizon behind which nothing can appear any more."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import sqlalchemy as sa
+
+from training_fsm.store import statements as sql
+from training_fsm.store.engine import APPEND_LOCK, RELAY_LEADER_LOCK
+from training_fsm.store.errors import domain_errors
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as it lies in the log; `payload` is its exact text."""
+
+    position: int
+    stream: str
+    version: int
+    type: str
+    schema_version: int
+    occurred_at: datetime
+    from_state: str | None
+    to_state: str | None
+    actor: str
+    causation_id: str
+    correlation_id: str
+    payload: str
+
+
+class PostgresOutbox:
+    """What the relay needs of the log. There is no second table to keep in step."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    @contextmanager
+    def leadership(self) -> Iterator[bool]:
+        """Whether this process leads the relay, for as long as the block lasts and its connection lives."""
+        with domain_errors(), self._engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            leads = connection.execute(
+                sa.text("SELECT pg_try_advisory_lock(:lock)"), {"lock": RELAY_LEADER_LOCK}
+            ).scalar_one()
+            try:
+                yield bool(leads)
+            finally:
+                if leads and not connection.invalidated:
+                    connection.execute(sa.text("SELECT pg_advisory_unlock(:lock)"), {"lock": RELAY_LEADER_LOCK})
+
+    def last_position(self) -> int:
+        """The highest position that can be seen now; lower ones may still be on their way."""
+        with domain_errors(), self._engine.connect() as connection:
+            return int(connection.execute(sql.LAST_POSITION).scalar_one())
+
+    def horizon(self) -> int | None:
+        """The highest position below which everything is committed; None where appenders did not pause in time.
+
+        Appenders hold the lock shared until they end, so whoever holds it alone sees no one in between.
+        """
+        with domain_errors():
+            try:
+                with self._engine.begin() as connection:
+                    connection.execute(sa.text("SET LOCAL lock_timeout = '500ms'"))
+                    connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": APPEND_LOCK})
+                    return int(connection.execute(sql.LAST_POSITION).scalar_one())
+            except sa.exc.OperationalError as error:
+                if getattr(error.orig, "sqlstate", None) == "55P03":  # lock not available
+                    return None
+                raise
+
+    def read(self, after: int, up_to: int, limit: int) -> list[StoredEvent]:
+        """Events of positions (after, up_to], in order."""
+        with domain_errors(), self._engine.connect() as connection:
+            rows = connection.execute(sql.READ_EVENTS, {"after": after, "up_to": up_to, "limit": limit})
+            return [StoredEvent(*row) for row in rows]
+
+    def raise_sequence(self, position: int) -> None:
+        """Let new events get positions above `position`: the log was restored from before what was published."""
+        with domain_errors(), self._engine.begin() as connection:
+            connection.execute(
+                sa.text("SELECT setval(pg_get_serial_sequence('events', 'position'), :position)"),
+                {"position": position},
+            )
+
+    def remember_topics(self, ids: Mapping[str, str]) -> frozenset[str]:
+        """Store the ids of topics and return those whose id was another one."""
+        if not ids:
+            return frozenset()
+        with domain_errors(), self._engine.begin() as connection:
+            known = dict(
+                connection.execute(
+                    sa.text("SELECT topic, topic_id FROM topics WHERE topic = ANY(:topics) FOR UPDATE"),
+                    {"topics": list(ids)},
+                )
+                .tuples()
+                .all()
+            )
+            news = [{"topic": topic, "topic_id": ids[topic]} for topic in ids if known.get(topic) != ids[topic]]
+            if news:
+                connection.execute(sql.REMEMBER_TOPIC, news)
+        return frozenset(topic for topic in known if known[topic] != ids[topic])
+
+    def relayed_position(self, topic: str, topic_id: str) -> int | None:
+        """The copy of the relay's cursor for this incarnation of the topic."""
+        with domain_errors(), self._engine.connect() as connection:
+            position = connection.execute(sql.RELAYED_POSITION, {"topic": topic, "topic_id": topic_id})
+            return position.scalar_one_or_none()
+
+    def remember_relayed(self, topic: str, topic_id: str, position: int) -> None:
+        """Keep a copy of the relay's cursor, for when Kafka has forgotten it."""
+        with domain_errors(), self._engine.begin() as connection:
+            connection.execute(sql.REMEMBER_RELAYED, {"topic": topic, "topic_id": topic_id, "position": position})
