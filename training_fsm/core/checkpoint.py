@@ -29,6 +29,7 @@ from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible
 from training_fsm.domain.facts import Failure
 
 _POLICY, _OPTIMIZER, _ARRAYS, _COUNTERS = "policy.safetensors", "optimizer.safetensors", "state.npz", "state.json"
+_LONGEST_WORDS = 300
 _MEMBERS = (_POLICY, _OPTIMIZER, _ARRAYS, _COUNTERS)
 
 
@@ -67,7 +68,7 @@ def load_checkpoint(path: Path, agent: PPO, request_digest: str | None = None, s
         policy = safetensors.torch.load(members[_POLICY])
         moments = safetensors.torch.load(members[_OPTIMIZER])
     except (ValidationError, ValueError, KeyError, OSError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise _damaged(path, f"cannot be read: {error}") from error
+        raise _damaged(path, f"cannot be read: {_words(error)}") from error
     if request_digest is not None and counters.request_digest != request_digest:
         words = f"checkpoint {path.name} belongs to request {counters.request_digest[:12]}, not {request_digest[:12]}"
         raise ResumeImpossible(Failure(kind="resume_impossible", words=words))
@@ -76,7 +77,7 @@ def load_checkpoint(path: Path, agent: PPO, request_digest: str | None = None, s
         _restore_optimizer(agent, moments)
         restore(agent, counters, arrays)
     except (RuntimeError, ValueError, KeyError) as error:
-        words = f"checkpoint {path.name} does not fit this agent: {error}"
+        words = f"checkpoint {path.name} does not fit this agent: {_words(error)}"
         raise ResumeImpossible(Failure(kind="resume_impossible", words=words)) from error
     return agent.num_timesteps
 
@@ -87,7 +88,7 @@ def read_policy(path: Path, sha256: str | None = None) -> dict[str, NDArray[np.f
     try:
         return safetensors.numpy.load(members[_POLICY])
     except (ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise _damaged(path, f"cannot be read: {error}") from error
+        raise _damaged(path, f"cannot be read: {_words(error)}") from error
 
 
 def _restore_optimizer(agent: PPO, moments: Mapping[str, torch.Tensor]) -> None:
@@ -125,7 +126,7 @@ def _read(path: Path, sha256: str | None) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {name: archive.read(name) for name in _MEMBERS}
     except (KeyError, ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
-        raise _damaged(path, f"is torn: {error}") from error
+        raise _damaged(path, f"is torn: {_words(error)}") from error
     # packing is a function of the members, so this sees every byte that the zip's own sums do not cover
     if _pack(members) != data:
         raise _damaged(path, "was altered")
@@ -145,6 +146,11 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _words(error: Exception) -> str:
+    """What a library says, without the file's bytes that it may quote: words end up in events."""
+    return ascii(str(error)[:_LONGEST_WORDS])[1:-1]
 
 
 def _damaged(path: Path, words: str) -> ArtifactDamaged:

@@ -128,6 +128,17 @@ def test_altered_byte_is_noticed(stored: tuple[Path, str], data: st.DataObject) 
         read_policy(altered)
 
 
+def test_words_do_not_quote_the_file(stored: tuple[Path, str], tmp_path: Path) -> None:
+    """A name's length that is wrong makes zipfile quote kilobytes, which must not end up in an event."""
+    content = bytearray(stored[0].read_bytes())
+    content[27] ^= 29  # high byte of the first name's length
+    (tmp_path / "altered.zip").write_bytes(content)
+    with pytest.raises(ArtifactDamaged, match=r"altered\.zip is torn: File name") as error:
+        read_policy(tmp_path / "altered.zip")
+    assert len(error.value.failure.words) < 2_000
+    assert error.value.failure.words.isprintable()
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.data())
 def test_torn_file_is_noticed(stored: tuple[Path, str], data: st.DataObject) -> None:
