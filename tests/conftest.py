@@ -1,0 +1,144 @@
+"""A run's whole life as events, for whoever needs a log with something in it."""
+
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+import pytest
+import sqlalchemy as sa
+
+from training_fsm.domain import events as e
+from training_fsm.domain.decide import feature_request_id
+from training_fsm.domain.facts import (
+    Artifact,
+    ColumnNormalisation,
+    Fingerprint,
+    Gaps,
+    MetricBand,
+    PartBounds,
+    SplitBounds,
+    Verdict,
+)
+from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.run import Run
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def request_fields() -> dict[str, object]:
+    """A request as a user writes it, as small as it may be."""
+    return {
+        "mode": "from_scratch",
+        "model": "eurusd-ppo",
+        "symbol": "EURUSD",
+        "base_timeframe": "1h",
+        "timeframe": "4h",
+        "range": {"start": "2017-01-01T00:00:00Z", "end": "2018-01-01T00:00:00Z"},
+        "features": {"semver": "1.0.0", "feature_definitions": [{"name": "rsi"}]},
+        "data": {"columns": {"close": "close_price_value"}},
+    }
+
+
+@pytest.fixture
+def life(request_fields: dict[str, object]) -> Callable[[str], tuple[e.Event, ...]]:
+    """From a run's id to its events, from the request to the registered model."""
+
+    def events_of(run_id: str) -> tuple[e.Event, ...]:
+        request = TrainingRequest.model_validate_json(json.dumps(request_fields), strict=True)
+        asked = feature_request_id(run_id, 1)
+        steps = request.agent.whole_timesteps
+        return (
+            e.RunRequested(request=request, feature_config=request.features.versioned(NOON)),
+            e.FeaturesRequested(request_id=asked, attempt=1, deadline=NOON),
+            e.FeatureRequestAnswered(request_id=asked, status=202, words="accepted"),
+            e.FeaturesReady(request_id=asked, total_features_computed=6, success_details={}),
+            e.RunClaimed(token=1, worker="worker-1", lease_s=60),
+            _frozen(),
+            e.TrainingStarted(token=1, fingerprint=_fingerprint(), tracking_run_id="tracking-1"),
+            e.CheckpointSaved(step=2048, artifact=_file("checkpoints/first")),
+            e.CheckpointSaved(step=steps, artifact=_file("checkpoints/last")),
+            e.TrainingFinished(checkpoint_sha256="c" * 64, steps=steps),
+            _evaluated(),
+            e.RegistrationIntended(key=f"{run_id}/1"),
+            e.ModelRegistered(name=request.model, version=3, digest="d" * 64),
+        )
+
+    return events_of
+
+
+@pytest.fixture
+def live(life: Callable[[str], tuple[e.Event, ...]]) -> Callable[..., Run]:
+    """Let a run live in a real log, in as many transactions as in reality; `until` stops behind so many events."""
+
+    def written(engine: sa.Engine, run_id: str, until: int | None = None) -> Run:
+        from training_fsm.ports import Cause
+        from training_fsm.store.event_log import PostgresEventLog
+
+        log, cause = PostgresEventLog(engine), Cause("orchestrator", "message-1", run_id)
+        events = life(run_id)[:until]
+        with log.begin() as unit:
+            run = unit.append(run_id, events[:2], cause)
+        for event in events[2:4]:
+            with log.begin() as unit:
+                run = unit.append(run_id, [event], cause)
+        if len(events) > 4:
+            claimed = log.claim("worker-1", 60, run_id)
+            assert claimed is not None
+            run, lease = claimed
+            for event in events[5:]:
+                run = log.append_fenced(lease, [event], Cause("worker-1", "work", run_id))
+        return run
+
+    return written
+
+
+def _file(name: str) -> Artifact:
+    return Artifact(uri=f"runs:/tracking-1/{name}", sha256="a" * 64, size_bytes=1234)
+
+
+def _part(first: int, last: int) -> PartBounds:
+    return PartBounds(first=first, last=last, start=NOON, end=NOON)
+
+
+def _frozen() -> e.DataFrozen:
+    return e.DataFrozen(
+        artifact=_file("data/frozen"),
+        digest="f" * 64,
+        rows=1500,
+        warmup_rows=14,
+        gaps=Gaps(count=2, longest_bars=12, longest_after=NOON),
+        periods_per_year=1560.0,
+        observation_columns=("rsi",),
+        bounds=SplitBounds(training=_part(0, 1200), validation=_part(1201, 1350), test=_part(1351, 1500)),
+        normalisation=(ColumnNormalisation(column="rsi", mean=50.0, deviation=10.0),),
+        warnings=("149 test bars, fewer than 252",),
+    )
+
+
+def _fingerprint() -> Fingerprint:
+    return Fingerprint(
+        python="3.11",
+        torch="2.13.0",
+        numpy="2.4",
+        stable_baselines3="2.9",
+        gymnasium="1.4",
+        training_fsm="0.1.0",
+        cpu_capability="AVX2",
+        blas="mkl",
+        torch_threads=1,
+        device="cpu",
+        platform="linux",
+    )
+
+
+def _evaluated() -> e.EvaluationFinished:
+    return e.EvaluationFinished(
+        # A metric that is no number must not look like a difference.
+        metrics={"sharpe": 0.61, "profit_factor": float("nan"), "calmar": float("inf")},
+        bands=(MetricBand(metric="sharpe", low=0.1, high=1.1, confidence=0.95),),
+        gate=(Verdict(name="sharpe", passed=True, score=0.61, threshold=0.5, explanation="0.61, at least 0.5 wanted"),),
+        validations=(),
+        passed=True,
+        report=_file("report/report.json"),
+    )

@@ -1,0 +1,320 @@
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
+from typer.testing import Result
+
+from training_fsm.cli import watch
+from training_fsm.domain import events as e
+from training_fsm.domain.commands import RUN_ID, CancelRun, RequestTraining
+from training_fsm.domain.facts import Failure, Progress
+from training_fsm.domain.inbound import CommandReceived, Inbound
+from training_fsm.domain.policy import Policy
+from training_fsm.domain.run import Run
+from training_fsm.domain.states import State
+from training_fsm.local.broker import Broker
+from training_fsm.messaging.command_listener import hear_command
+from training_fsm.messaging.command_sender import actor
+from training_fsm.messaging.message import from_kafka
+from training_fsm.messaging.topics import Topics, create_missing
+from training_fsm.ports import Cause
+from training_fsm.service.training_orchestration_service import TrainingOrchestrationService
+from training_fsm.store.event_log import Lease, PostgresEventLog
+
+Cli = Callable[..., Result]
+Live = Callable[..., Run]
+Fields = dict[str, object]
+
+
+@pytest.fixture
+def topic(broker: Broker, topic_prefix: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The commands' topic of this test, which the command line is told of."""
+    monkeypatch.setenv("TRAINING_FSM_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+    monkeypatch.setenv("TRAINING_FSM_TOPIC_PREFIX", topic_prefix)
+    name = Topics.with_prefix(topic_prefix).requested
+    create_missing(AdminClient({"bootstrap.servers": broker.bootstrap_servers}), (name,), 1, 1)
+    return name
+
+
+@pytest.fixture
+def arrivals(broker: Broker, topic: str) -> Iterator[Callable[[], Inbound]]:
+    """The next command on the topic, as the orchestrator hears it."""
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": topic, "enable.auto.commit": False})
+    consumer.assign([TopicPartition(topic, 0, 0)])
+
+    def arrived() -> Inbound:
+        message = consumer.poll(30)
+        assert message is not None, "no command came"
+        assert message.error() is None
+        return hear_command(from_kafka(message))
+
+    yield arrived
+    consumer.close()
+
+
+@pytest.fixture
+def request_file(request_fields: Fields, tmp_path: Path) -> str:
+    """A file with a request."""
+    path = tmp_path / "request.json"
+    path.write_text(json.dumps(request_fields))
+    return str(path)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Polls every twentieth of a second."""
+    monkeypatch.setattr(watch, "POLL_S", 0.05)
+
+
+def _orchestrator(engine: sa.Engine) -> TrainingOrchestrationService:
+    class NoIngest:
+        def request_features(self, *_: object) -> object:
+            raise AssertionError("nobody asks")
+
+    return TrainingOrchestrationService(PostgresEventLog(engine), Policy(), NoIngest(), lambda: 0.0)
+
+
+def test_submit_sends_what_the_orchestrator_understands(
+    engine: sa.Engine, cli: Cli, request_file: str, arrivals: Callable[[], Inbound]
+) -> None:
+    """The id that is printed is the run's; the command on Kafka is the request, defaults filled in."""
+    result = cli("run", "submit", request_file)
+    assert result.exit_code == 0, result.output
+    run_id = result.stdout.strip()
+    assert re.fullmatch(RUN_ID, run_id)
+    heard = arrivals()
+    assert isinstance(heard, CommandReceived)
+    assert isinstance(heard.command, RequestTraining)
+    assert heard.command.run_id == run_id
+    assert heard.command.request.agent.total_timesteps == 10_000
+    assert heard.source.startswith(f"training-fsm-cli/{actor()}@")
+    _orchestrator(engine).handle([heard])
+    assert json.loads(cli("run", "show", run_id, "--json").stdout)["state"] == "AWAITING_FEATURES"
+
+
+def test_submit_takes_the_run_id_of_option_or_file(
+    cli: Cli, request_fields: Fields, arrivals: Callable[[], Inbound]
+) -> None:
+    """Either will do; two different ones are refused before anything is sent."""
+    text = json.dumps(request_fields | {"run_id": "mine", "type": "request_training"})
+    sent = json.loads(cli("run", "submit", "-", "--json", stdin=text).stdout)
+    heard = arrivals()
+    assert isinstance(heard, CommandReceived)
+    assert (sent["run_id"], sent["command_id"], sent["source"]) == ("mine", heard.command_id, heard.source)
+    assert heard.command.run_id == "mine"
+    differing = cli("run", "submit", "-", "--run-id", "yours", stdin=text)
+    assert (differing.exit_code, differing.stdout) == (2, "")
+    assert cli("run", "submit", "-", "--run-id", "no/slash", stdin=text).exit_code == 2
+
+
+def test_submit_does_not_make_the_topic(
+    broker: Broker, cli: Cli, request_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A topic made by accident would have one partition: its maker is named instead."""
+    monkeypatch.setenv("TRAINING_FSM_BOOTSTRAP_SERVERS", broker.bootstrap_servers)
+    monkeypatch.setenv("TRAINING_FSM_TOPIC_PREFIX", "nobody-made-it.")
+    for _ in range(2):
+        result = cli("run", "submit", request_file)
+        assert result.exit_code == 1
+        assert "has no topic nobody-made-it.requested.train-model" in result.stderr
+
+
+def test_a_refused_submit_says_why(
+    engine: sa.Engine, live: Live, cli: Cli, request_file: str, arrivals: Callable[[], Inbound], quick: None
+) -> None:
+    """With --wait the orchestrator's reason comes back, and the exit code is 1."""
+    live(engine, "taken", 2)
+    orchestrator = threading.Thread(target=lambda: _orchestrator(engine).handle([arrivals()]))
+    orchestrator.start()
+    result = cli("run", "submit", request_file, "--run-id", "taken", "--wait")
+    orchestrator.join()
+    assert result.exit_code == 1
+    assert "refused: run_id: taken exists already, in state AWAITING_FEATURES" in result.stderr
+
+
+def test_a_submit_that_waits_ends_with_its_run(
+    engine: sa.Engine, cli: Cli, request_file: str, arrivals: Callable[[], Inbound], quick: None
+) -> None:
+    """Events are shown as they come; a failed run gives exit code 1 and its reason."""
+
+    def fate() -> None:
+        _orchestrator(engine).handle([arrivals()])
+        reason = Failure(kind="deadline", words="preprocess did not report", service="preprocess")
+        with PostgresEventLog(engine).begin() as unit:
+            failed = e.RunFailed(reason=reason, failed_from=State.AWAITING_FEATURES)
+            unit.append("mine", [failed], Cause("orchestrator", "1", "1"))
+
+    orchestrator = threading.Thread(target=fate)
+    orchestrator.start()
+    result = cli("run", "submit", request_file, "--run-id", "mine", "--wait")
+    orchestrator.join()
+    assert result.exit_code == 1
+    assert "run mine ended in FAILED: preprocess did not report" in result.stderr
+    assert "AWAITING_FEATURES → FAILED" in result.stdout
+
+
+def test_cancel_and_retry_say_who_and_why(
+    engine: sa.Engine, live: Live, cli: Cli, arrivals: Callable[[], Inbound]
+) -> None:
+    """A shortened id is sent whole, with the operating system's user as actor."""
+    live(engine, "run-one", 2)
+    assert cli("run", "cancel", "run-o", "--why", "enough").stdout == "run-one\n"
+    heard = arrivals()
+    assert isinstance(heard, CommandReceived)
+    assert heard.command == CancelRun(run_id="run-one", actor=actor(), why="enough")
+    assert cli("run", "retry", "run-o").exit_code == 0
+    heard = arrivals()
+    assert isinstance(heard, CommandReceived)
+    assert heard.command.type == "retry_run"
+
+
+def test_a_shortened_id_must_be_unique(engine: sa.Engine, live: Live, cli: Cli) -> None:
+    """Several candidates are listed; none at all is said too."""
+    live(engine, "run-one", 2)
+    live(engine, "run-two", 2)
+    several = cli("run", "show", "run-")
+    assert several.exit_code == 2
+    assert {"  run-one", "  run-two"} <= set(several.stderr.splitlines())
+    nothing = cli("run", "show", "x")
+    assert (nothing.exit_code, nothing.stderr) == (1, "there is no run x\n")
+
+
+def test_show_tells_the_whole_story(engine: sa.Engine, live: Live, cli: Cli) -> None:
+    """State, data, splits, warnings, metrics, verdicts and the model's version are on the card."""
+    live(engine, "r")
+    card = cli("run", "show", "r").stdout
+    for expected in (
+        "REGISTERED since",
+        "step 10,240 of 10,240",
+        "1,500 rows (14 of warm-up dropped), digest " + "f" * 64,
+        "149 test bars, fewer than 252",
+        "holds  sharpe: 0.61, at least 0.5 wanted",
+        "eurusd-ppo version 3",
+    ):
+        assert expected in card
+
+
+def test_show_names_what_failed(engine: sa.Engine, live: Live, cli: Cli) -> None:
+    """Service, field, range and detail of a failure are there, without what could steer a terminal."""
+    live(engine, "r", 5)
+    reason = Failure(
+        kind="features_missing",
+        words="no rows\x1b[2J",
+        service="observation_space_EURUSD_4h",
+        field="rsi",
+        range="2017",
+        detail="last lines",
+    )
+    failed = e.RunFailed(reason=reason, failed_from=State.TRAINING)
+    PostgresEventLog(engine).append_fenced(Lease("r", 1, "worker-1"), [failed], Cause("worker-1", "1", "1"))
+    card = cli("run", "show", "r").stdout
+    assert "features_missing: no rows�[2J [service observation_space_EURUSD_4h, field rsi, range 2017]" in card
+    assert "last lines" in card
+    assert "\x1b" not in card
+
+
+def test_list_shows_state_and_heartbeat(engine: sa.Engine, live: Live, cli: Cli) -> None:
+    """A running training shows the step of its last heartbeat, in the table and in JSON."""
+    live(engine, "r", 8)
+    told = Progress(step=4321, total=10_240, steps_per_s=800, reward=0.5, eta_s=7.5, at=datetime.now(UTC))
+    PostgresEventLog(engine).heartbeat(Lease("r", 1, "worker-1"), 60, told)
+    assert "4,321 of 10,240" in cli("run", "list").stdout
+    assert "mean episode reward 0.5" in cli("run", "show", "r").stdout
+    (listed,) = json.loads(cli("run", "list", "--json").stdout)
+    assert (listed["run_id"], listed["state"], listed["progress"]["step"]) == ("r", "TRAINING", 4321)
+    assert "run" not in listed
+    assert cli("run", "list", "--state", "failed").stdout == "no runs\n"
+
+
+def test_history_has_every_event(engine: sa.Engine, live: Live, cli: Cli) -> None:
+    """One line an event, its payload when asked for, and the same as JSON."""
+    live(engine, "r")
+    table = cli("run", "history", "r").stdout
+    assert re.search(r"4 .* features_ready +AWAITING_FEATURES → TRAINING +orchestrator", table)
+    assert "tracking-1" not in table
+    assert "runs:/tracking-1/checkpoints/first" in cli("run", "history", "r", "--payload").stdout
+    entries = json.loads(cli("run", "history", "r", "--json").stdout)
+    assert [entry["version"] for entry in entries] == list(range(1, 14))
+    assert entries[7]["payload"]["step"] == 2048
+
+
+def test_watch_follows_to_the_end(engine: sa.Engine, live: Live, cli: Cli, quick: None) -> None:
+    """Events that come while it watches are shown, each once, and a registered model gives exit code 0."""
+    live(engine, "r", 8)
+
+    def go_on() -> None:
+        time.sleep(0.2)
+        log, lease = PostgresEventLog(engine), Lease("r", 1, "worker-1")
+        log.append_fenced(lease, [e.TrainingFinished(checkpoint_sha256="c", steps=1)], Cause("worker-1", "1", "1"))
+        registered = e.ModelRegistered(name="eurusd-ppo", version=3, digest="d")
+        log.append_fenced(lease, [registered], Cause("worker-1", "1", "1"))
+
+    worker = threading.Thread(target=go_on)
+    worker.start()
+    result = cli("run", "watch", "r", "--json")
+    worker.join()
+    assert result.exit_code == 0
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["version"] for line in lines] == list(range(1, 11))
+    assert lines[-1]["event"] == "model_registered"
+
+
+def test_watch_shows_lines_to_people(engine: sa.Engine, live: Live, cli: Cli) -> None:
+    """Without --json each event is one line with its summary."""
+    live(engine, "r")
+    lines = cli("run", "watch", "r").stdout.splitlines()
+    assert len(lines) == 13
+    assert lines[7].split()[0] == "8"
+    assert "step 2,048, 1,234 bytes" in lines[7]
+
+
+def test_an_empty_database_is_told_apart(database_url: str, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+    """A database that nobody migrated names the command that does."""
+    result = cli("run", "list")
+    assert result.exit_code == 1
+    assert "training-fsm migrate" in result.stderr
+
+
+def test_an_absent_database_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it was looked for, and what helps; no traceback and no password."""
+    monkeypatch.setenv("TRAINING_FSM_DATABASE_URL", "postgresql+psycopg://me:secret@127.0.0.1:1/none")
+    result = cli("run", "list")
+    assert result.exit_code == 1
+    assert "postgres at 127.0.0.1:1, database none does not answer" in result.stderr
+    assert "training-fsm up" in result.stderr
+    assert "secret" not in result.stderr
+
+
+def test_an_absent_broker_is_named(cli: Cli, request_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address and librdkafka's reason are there."""
+    monkeypatch.setattr("training_fsm.messaging.command_sender.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setenv("TRAINING_FSM_BOOTSTRAP_SERVERS", "127.0.0.1:1")
+    result = cli("run", "submit", request_file)
+    assert result.exit_code == 1
+    assert "kafka: 127.0.0.1:1 does not answer" in result.stderr
+
+
+def test_a_home_behind_the_command_wins(
+    engine: sa.Engine, live: Live, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`--home` names the services.json, before the group or behind the command."""
+    live(engine, "r", 2)
+    monkeypatch.delenv("TRAINING_FSM_DATABASE_URL")
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder, url in (
+        (home, engine.url.render_as_string(hide_password=False)),
+        (elsewhere, "postgresql+psycopg://n@127.0.0.1:1/n"),
+    ):
+        folder.mkdir()
+        (folder / "services.json").write_text(json.dumps({"database_url": url}))
+    assert cli("--home", str(home), "run", "show", "r").exit_code == 0
+    assert cli("--home", str(elsewhere), "run", "show", "r").exit_code == 1
+    assert cli("--home", str(elsewhere), "run", "show", "r", "--home", str(home)).exit_code == 0
