@@ -67,7 +67,7 @@ def verify(
     if run_id is not None and report.streams == 0 and not report.faults:
         raise NotSo(f"there is no run {run_id}")
     print_report(report, as_json=as_json)
-    if report.faults:
+    if not report.ok:
         raise typer.Exit(1)
 
 

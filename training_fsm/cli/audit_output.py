@@ -49,6 +49,8 @@ class AuditReport(Model):
     artifacts: int
     faults: tuple[FaultFound, ...]
     """At most one a stream, the earliest written first."""
+    unchecked: str | None
+    """Why not every stored file could be looked at."""
 
 
 def print_replayed(replayed: Replayed, *, as_json: bool) -> None:
@@ -98,7 +100,12 @@ def print_report(report: Report, *, as_json: bool) -> None:
         )
         print_json(
             AuditReport(
-                ok=not faults, streams=report.streams, events=report.events, artifacts=report.artifacts, faults=faults
+                ok=report.ok,
+                streams=report.streams,
+                events=report.events,
+                artifacts=report.artifacts,
+                faults=faults,
+                unchecked=report.unchecked,
             )
         )
         return
@@ -109,8 +116,11 @@ def print_report(report: Report, *, as_json: bool) -> None:
         console.print(Text(printable(words), style="red"), soft_wrap=True)
     if len(report.faults) > FAULTS_MAX:
         console.print(f"… and {len(report.faults) - FAULTS_MAX} more streams")
+    if report.unchecked is not None:
+        words = f"stored files not all looked at: {' '.join(report.unchecked.split())}"
+        console.print(Text(printable(words), style="red"), soft_wrap=True)
     looked_at = f"{report.events:,} events in {report.streams:,} streams, {report.artifacts:,} stored files"
     if report.faults:
         console.print(Text(f"{looked_at}: {len(report.faults)} streams are off", style="red"), soft_wrap=True)
-    else:
+    elif report.ok:
         console.print(Text(f"{looked_at}: all as written", style="green"), soft_wrap=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from training_fsm.domain.errors import ArtifactDamaged
+from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable
 from training_fsm.domain.events import CheckpointSaved, DataFrozen, EvaluationFinished, Event
 from training_fsm.domain.evolve import evolve
 from training_fsm.domain.facts import Artifact
@@ -27,6 +27,13 @@ class Report:
     events: int = 0
     artifacts: int = 0
     faults: list[Fault] = field(default_factory=list)
+    unchecked: str | None = None
+    """Why not every stored file could be looked at, and which was the first that could not."""
+
+    @property
+    def ok(self) -> bool:
+        """Everything was looked at, and is as it was written."""
+        return not self.faults and self.unchecked is None
 
 
 Tell = Callable[[Report], None]
@@ -61,7 +68,7 @@ def verify(
     """Re-derive everything that the log says about itself, for every stream or one run.
 
     `artifacts` is called before the first file is fetched, None fetches none; `tell` hears how far it is.
-    Raises OutsideUnavailable where log or artifact store does not answer.
+    Raises OutsideUnavailable where the log does not answer; where the artifact store does not, the report says so.
     """
     report = Report()
     stream = None if run_id is None else RUN_STREAM + run_id
@@ -120,7 +127,12 @@ def _verify_artifacts(
             if logged.stream in known_bad:
                 continue
             store = store or build()
-            if fault := _artifact_fault(store, logged):
+            try:
+                fault = _artifact_fault(store, logged)
+            except OutsideUnavailable as error:
+                report.unchecked = f"{logged.stream} version {logged.version}: {error}"
+                return
+            if fault is not None:
                 report.faults.append(fault)
                 known_bad.add(logged.stream)
             report.artifacts += 1
