@@ -13,11 +13,10 @@ def _on_error(error: KafkaError) -> None:
     log.warning("kafka", error=error.str(), code=error.name())
 
 
-def _base(settings: Settings, client: str) -> dict[str, object]:
+def _base(settings: Settings, client: str) -> dict[str, str | int | float | bool]:
     return {
         "bootstrap.servers": settings.bootstrap_servers,
         "client.id": f"training-fsm-{client}",
-        "error_cb": _on_error,
         "topic.metadata.refresh.interval.ms": 10_000,  # a topic made after subscribing is read within ten seconds
         "reconnect.backoff.max.ms": 2_000,
         "log_level": 3,
@@ -27,7 +26,7 @@ def _base(settings: Settings, client: str) -> dict[str, object]:
 
 def make_admin(settings: Settings) -> AdminClient:
     """A client that asks and tells the broker about topics."""
-    return AdminClient(_base(settings, "admin"))
+    return AdminClient(_base(settings, "admin"), error_cb=_on_error)
 
 
 def make_producer(settings: Settings, transactional_id: str) -> Producer:
@@ -38,7 +37,7 @@ def make_producer(settings: Settings, transactional_id: str) -> Producer:
         "transaction.timeout.ms": 30_000,
         "message.max.bytes": 1_000_000,
     }
-    return Producer(config)
+    return Producer(config, error_cb=_on_error)
 
 
 def make_consumer(settings: Settings, group: str) -> Consumer:
@@ -53,4 +52,4 @@ def make_consumer(settings: Settings, group: str) -> Consumer:
         "allow.auto.create.topics": False,
         "fetch.wait.max.ms": 50,  # some brokers do not wake a waiting fetch: this bounds the delay of a message
     }
-    return Consumer(config)
+    return Consumer(config, error_cb=_on_error)

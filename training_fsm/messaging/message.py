@@ -39,6 +39,7 @@ def from_kafka(message: KafkaMessage) -> Message:
     assert partition is not None, "a consumed message has a place"
     assert offset is not None, "a consumed message has a place"
     key, value = message.key(), message.value()
+    headers = message.headers() or ()
     return Message(
         topic=topic,
         partition=partition,
@@ -46,7 +47,7 @@ def from_kafka(message: KafkaMessage) -> Message:
         timestamp_ms=message.timestamp()[1],
         key=key.encode() if isinstance(key, str) else key,
         value=value.encode() if isinstance(value, str) else value or b"",
-        headers=tuple((name, _bytes(content)) for name, content in message.headers() or ()),
+        headers=tuple((name, _bytes(content)) for name, content in (headers.items() if isinstance(headers, dict) else headers)),
     )
 
 

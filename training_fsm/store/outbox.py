@@ -90,7 +90,7 @@ class PostgresOutbox:
         if not ids:
             return frozenset()
         with domain_errors(), self._engine.begin() as connection:
-            known = dict(
+            known: dict[str, str] = dict(
                 connection.execute(
                     sa.text("SELECT topic, topic_id FROM topics WHERE topic = ANY(:topics) FOR UPDATE"),
                     {"topics": list(ids)},
