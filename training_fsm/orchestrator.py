@@ -1,7 +1,6 @@
 """The orchestrator's object graph: intake, asker, topic watch and relay, each on a thread of one process."""
 
 import random
-import signal
 import threading
 from collections.abc import Callable
 
@@ -78,11 +77,3 @@ def _serve(loops: dict[str, Callable[[threading.Event], None]], stop: threading.
     for thread in threads:
         thread.join()
     return 1 if died else 0
-
-
-def stop_on_signals() -> threading.Event:
-    """An event that SIGTERM and SIGINT set."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    return stop

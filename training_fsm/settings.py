@@ -78,7 +78,11 @@ class Settings(BaseSettings):
     worker_name: str = Field(default_factory=socket.gethostname)
     """The process id is added to it."""
     lease_s: float = Field(default=30, gt=0)
-    """How long a run stays with a worker that is not heard of; heartbeats come three times as often."""
+    """How long a run stays with a worker that is not heard of."""
+    heartbeat_s: float = Field(default=2, gt=0)
+    """Between two heartbeats; a third of the lease at most."""
+    outage_patience_s: float = Field(default=600, gt=0)
+    """How long a worker goes on trying to store a checkpoint while MLflow is away."""
     child_silence_s: float = Field(default=300, gt=0)
     """A training child that says nothing for so long is hung, and killed."""
 

@@ -48,7 +48,10 @@ def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> 
         case RetryRun(actor=actor, why=why):
             if run.state is not State.FAILED:
                 return Refusal(f"retry_run does not fit a run in {run.state.value}: expected FAILED")
-            return (e.RunRetried(actor=actor, why=why), *_again(run, now, policy))
+            retried = e.RunRetried(actor=actor, why=why)
+            if run.failed_from is None or (run.state, retried.type(), run.failed_from) not in arrows():
+                return Refusal(f"retry_run: there is no way back to {run.failed_from}, where the run failed")
+            return (retried, *_again(run, now, policy))
         case _:
             raise TypeError(f"no decision for {type(command).__name__}")
 

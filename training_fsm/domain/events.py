@@ -112,6 +112,8 @@ class CheckpointSaved(Event):
 
     step: int
     artifact: Artifact
+    curves: Artifact | None = None
+    """The training curves since the checkpoint before, for whoever takes the run over."""
 
 
 class TrainingFinished(Event):

@@ -36,8 +36,8 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
             return {"started": True, "fingerprint": event.fingerprint, "tracking_run_id": event.tracking_run_id}
         case e.TrainingResumed(fingerprint=fingerprint):
             return {"fingerprint": fingerprint}
-        case e.CheckpointSaved(step=step, artifact=artifact):
-            kept = (*run.checkpoints, Checkpoint(step=step, artifact=artifact))[-CHECKPOINTS_KEPT:]
+        case e.CheckpointSaved(step=step, artifact=artifact, curves=curves):
+            kept = (*run.checkpoints, Checkpoint(step=step, artifact=artifact, curves=curves))[-CHECKPOINTS_KEPT:]
             return {"checkpoints": kept, **progress}
         case e.EvaluationFinished():
             return {"evaluation": event, **progress}

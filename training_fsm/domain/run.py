@@ -23,6 +23,7 @@ class Checkpoint(Model):
 
     step: int
     artifact: Artifact
+    curves: Artifact | None = None
 
 
 class Run(Model):

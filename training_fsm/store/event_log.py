@@ -92,6 +92,11 @@ class PostgresEventLog:
             raise LeaseLost(f"run {lease.run_id}: token {lease.token} is no longer the run's")
         return Run.model_validate_json(row.run)
 
+    def release(self, lease: Lease) -> None:
+        """Give a lease back, so that the run can be claimed at once; nothing where it is another's already."""
+        with domain_errors(), self._engine.begin() as connection:
+            connection.execute(sql.RELEASE, {"run_id": lease.run_id, "token": lease.token})
+
     def append_fenced(self, lease: Lease, events: Sequence[Event], cause: Cause) -> Run:
         """Append under a lease.
 

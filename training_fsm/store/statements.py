@@ -109,6 +109,8 @@ HEARTBEAT = sa.text(
     """
 )
 
+RELEASE = sa.text("UPDATE run_heads SET lease_until = NULL WHERE run_id = :run_id AND token = :token")
+
 REGISTERED = sa.text(
     """
     SELECT DISTINCT ON (payload->>'name') payload->>'name' AS name, (payload->>'version')::int AS version

@@ -1,0 +1,226 @@
+"""The training child: does what its supervisor orders, one order after the other, and dies with it.
+
+Started as `python -m training_fsm.worker.child ORDERS_FD REPLIES_FD SUPERVISOR_PID`; output goes to the supervisor's
+log file, never into the pipes.
+"""
+
+import ctypes
+import os
+import queue
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, assert_never
+
+from training_fsm.domain.errors import (
+    ArtifactDamaged,
+    DataUnusable,
+    FeaturesMissing,
+    OutsideUnavailable,
+    ResumeImpossible,
+)
+from training_fsm.domain.facts import Failure
+from training_fsm.settings import Settings, load_settings
+from training_fsm.worker import protocol as p
+
+_PR_SET_PDEATHSIG = 1
+
+
+class Replies:
+    """The pipe to the supervisor; lines from several threads do not mix."""
+
+    def __init__(self, pipe: IO[bytes]) -> None:
+        self._pipe = pipe
+        self._lock = threading.Lock()
+
+    def send(self, reply: p.Reply) -> None:
+        """Send one reply; a supervisor that is gone ends this process."""
+        line = reply.model_dump_json().encode() + b"\n"
+        with self._lock:
+            self._pipe.write(line)
+            self._pipe.flush()
+
+
+class Observer:
+    """Passes on what the training segment tells."""
+
+    def __init__(self, replies: Replies, stop: threading.Event) -> None:
+        self._replies = replies
+        self._stop = stop
+
+    def on_progress(self, step: int, total: int, steps_per_s: float, metrics: dict[str, float]) -> None:
+        """Progress, as it is."""
+        reward = metrics.get("reward")
+        self._replies.send(p.Advanced(step=step, total=total, steps_per_s=steps_per_s, reward=reward))
+
+    def on_rollout(self, points: Sequence[tuple[str, float, int]]) -> None:
+        """Curve points, with the time: a repeat must carry the same one."""
+        now_ms = time.time_ns() // 1_000_000
+        self._replies.send(
+            p.Curves(
+                points=tuple(
+                    p.CurvePoint(name=name, value=value, step=step, timestamp_ms=now_ms) for name, value, step in points
+                )
+            )
+        )
+
+    def on_checkpoint(self, path: Path, step: int, sha256: str) -> None:
+        """A checkpoint is on disk."""
+        self._replies.send(p.CheckpointWritten(path=path, step=step, sha256=sha256))
+
+    def should_stop(self) -> bool:
+        """Whether the supervisor wants a checkpoint and the end."""
+        return self._stop.is_set()
+
+
+class Child:
+    """Carries out orders; heavy libraries are imported once, before the first."""
+
+    def __init__(self, settings: Settings, replies: Replies, stop: threading.Event) -> None:
+        from training_fsm.client.feast_client import FeastClient, FeastSettings
+        from training_fsm.core.agent import pin_torch
+        from training_fsm.domain.hyperparameters import AgentSettings
+
+        self._replies = replies
+        self._stop = stop
+        feast = FeastSettings(
+            repo_path=settings.feast_repo, registry=settings.feast_registry, project=settings.feast_project
+        )
+        self._features = FeastClient(feast)
+        self._features.warm_up()
+        pin_torch(AgentSettings())
+        import training_fsm.core.backtest_report
+        import training_fsm.core.training_segment  # noqa: F401  (paid now, not when a run waits)
+
+    def carry_out(self, order: p.Order) -> p.Reply:
+        """Do one order and return its last reply."""
+        match order:
+            case p.Freeze():
+                return self._freeze(order)
+            case p.Train():
+                return self._train(order)
+            case p.Evaluate():
+                return self._evaluate(order)
+            case p.Package():
+                return self._package(order)
+            case p.Stop():
+                raise ValueError("stop is no order to be carried out")
+            case _:
+                assert_never(order)
+
+    def _freeze(self, order: p.Freeze) -> p.Frozen:
+        from training_fsm.core.frozen_data import freeze
+
+        rows = self._features.read(order.request, order.feature_config)
+        frozen = freeze(rows, order.request, order.folder)
+        return p.Frozen.model_validate(asdict(frozen))
+
+    def _train(self, order: p.Train) -> p.Trained:
+        from training_fsm.core.fingerprint import fingerprint
+        from training_fsm.core.frozen_data import load_frozen
+        from training_fsm.core.training_segment import train_segment
+
+        frame = load_frozen(order.frame, order.data)
+        self._replies.send(p.SegmentBegun(fingerprint=fingerprint(order.request.agent)))
+        observer = Observer(self._replies, self._stop)
+        result = train_segment(order.request, frame, order.data, order.folder, order.resume_from, observer)
+        return p.Trained(
+            finished=result.finished, sha256=result.sha256, steps=result.steps, validation=result.validation
+        )
+
+    def _evaluate(self, order: p.Evaluate) -> p.Evaluated:
+        from training_fsm.core.backtest import HeldOutBacktester
+        from training_fsm.core.backtest_report import write_report
+        from training_fsm.core.checkpoint import read_policy
+        from training_fsm.core.frozen_data import load_frozen
+        from training_fsm.core.policy_export import exported, mlp_policy, specification
+        from training_fsm.service.backtesting_evaluation_service import BacktestingEvaluationService
+
+        weights = read_policy(order.checkpoint, order.checkpoint_sha256)
+        policy = mlp_policy(weights, order.request.agent.hyperparameters.activation_fn)
+        spec = specification(order.request, order.data, order.feature_config, order.run_id)
+        backtester = HeldOutBacktester(exported(spec, policy), load_frozen(order.frame, order.data), order.data)
+        evaluation = BacktestingEvaluationService(backtester).evaluate(order.request)
+        assert backtester.result is not None, "an evaluation has backtested"
+        report = write_report(order.folder, order.run_id, backtester.result, evaluation)
+        return p.Evaluated(
+            metrics=evaluation.metrics,
+            bands=evaluation.bands,
+            gate=evaluation.gate,
+            validations=evaluation.validations,
+            passed=evaluation.passed,
+            report=report,
+        )
+
+    def _package(self, order: p.Package) -> p.Packaged:
+        from training_fsm.core.checkpoint import read_policy
+        from training_fsm.core.policy_export import mlp_policy, package_model, specification
+
+        weights = read_policy(order.checkpoint, order.checkpoint_sha256)
+        policy = mlp_policy(weights, order.request.agent.hyperparameters.activation_fn)
+        spec = specification(order.request, order.data, order.feature_config, order.run_id)
+        return p.Packaged(folder=package_model(policy, spec, order.created_at, order.folder))
+
+
+def failure_of(error: Exception, order: p.Order) -> p.Failed:
+    """What went wrong, as the log will say it, and whether another try may help."""
+    if isinstance(error, FeaturesMissing | DataUnusable | ResumeImpossible | ArtifactDamaged):
+        return p.Failed(failure=error.failure, passing=False)
+    known = getattr(error, "failure", None)
+    if isinstance(known, Failure):
+        return p.Failed(failure=known, passing=False)
+    if isinstance(error, OutsideUnavailable):
+        away = Failure(kind="outside_unavailable", words=str(error), service=error.service)
+        return p.Failed(failure=away, passing=True)
+    kind = "training_error" if isinstance(order, p.Freeze | p.Train) else "evaluation_error"
+    failure = Failure(kind=kind, words=f"{type(error).__name__}: {error}", detail=traceback.format_exc(limit=-12))
+    return p.Failed(failure=failure, passing=isinstance(error, OSError | MemoryError))
+
+
+def _die_with(supervisor: int) -> None:
+    """Ask for SIGKILL when the supervisor ends; the end of the orders' pipe is the net behind it."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != supervisor:
+        os._exit(1)
+
+
+def _listen(pipe: IO[bytes], orders: "queue.SimpleQueue[p.Order]", stop: threading.Event) -> None:
+    for line in pipe:
+        order = p.ORDERS.validate_json(line)
+        if isinstance(order, p.Stop):
+            stop.set()
+        else:
+            orders.put(order)
+    os._exit(1)  # the supervisor is gone: nobody waits for what we do
+
+
+def main() -> None:
+    """Serve orders until the supervisor ends."""
+    orders_fd, replies_fd, supervisor = (int(word) for word in sys.argv[1:4])
+    _die_with(supervisor)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    replies, stop = Replies(os.fdopen(replies_fd, "wb")), threading.Event()
+    orders: queue.SimpleQueue[p.Order] = queue.SimpleQueue()
+    listener = threading.Thread(target=_listen, args=(os.fdopen(orders_fd, "rb"), orders, stop), daemon=True)
+    listener.start()
+    child = Child(load_settings(), replies, stop)
+    replies.send(p.Ready())
+    while True:
+        order = orders.get()
+        try:
+            reply = child.carry_out(order)
+        except Exception as error:  # noqa: BLE001  (whatever it is, the supervisor writes it into the log)
+            traceback.print_exc()
+            reply = failure_of(error, order)
+        replies.send(reply)
+
+
+if __name__ == "__main__":
+    main()

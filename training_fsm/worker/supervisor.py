@@ -1,0 +1,113 @@
+"""The worker: claims runs one after the other, with a training child that is ready before it is needed."""
+
+import os
+import queue
+import threading
+
+import structlog
+
+from training_fsm.client.artifact_store import MlflowArtifacts
+from training_fsm.client.mlflow_client import MlflowConnection, MlflowModels, MlflowTracking
+from training_fsm.domain.errors import OutsideUnavailable
+from training_fsm.domain.states import State
+from training_fsm.service.model_lifecycle_service import ModelLifecycleService
+from training_fsm.settings import Settings
+from training_fsm.store.engine import make_engine
+from training_fsm.store.event_log import Lease, PostgresEventLog
+from training_fsm.worker import protocol as p
+from training_fsm.worker.child_process import ChildDied, ChildProcess
+from training_fsm.worker.claims import Claims
+from training_fsm.worker.run_work import Outside, RunWork
+
+log = structlog.get_logger()
+
+POLL_S = 1.0
+
+
+def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False, run_id: str | None = None) -> int:
+    """Work until told to stop. `once` does one run, `run_id` or whichever comes first, and ends.
+
+    Returns 0; with `once`, 1 where the run ended here without being judged.
+    """
+    engine = make_engine(settings.database_url, application_name="training-fsm-worker")
+    connection = MlflowConnection(settings.mlflow_tracking_uri)
+    connection.make_global()
+    event_log = PostgresEventLog(engine)
+    lifecycle = ModelLifecycleService(MlflowModels(connection))
+    outside = Outside(event_log, MlflowTracking(connection), MlflowArtifacts(connection), lifecycle)
+    worker = f"{settings.worker_name}-{os.getpid()}"
+    try:
+        with Claims(event_log, settings.database_url, worker, settings.lease_s, run_id) as claims:
+            return Supervisor(settings, outside, claims, worker).serve(stop, once=once)
+    finally:
+        engine.dispose()
+
+
+class Supervisor:
+    """One training child at a time; after every run a fresh one, so that no run inherits another's state."""
+
+    def __init__(self, settings: Settings, outside: Outside, claims: Claims, worker: str) -> None:
+        self._settings = settings
+        self._outside = outside
+        self._claims = claims
+        self._worker = worker
+        self._log_file = settings.spool / f"child-{worker}.log"
+
+    def serve(self, stop: threading.Event, *, once: bool) -> int:
+        """Claim and work until told to stop, or, with `once`, for one run."""
+        log.info("worker serves", worker=self._worker)
+        while not stop.is_set():
+            news: queue.SimpleQueue[object] = queue.SimpleQueue()
+            child = ChildProcess(self._settings, self._log_file, news)
+            try:
+                state = self._one(child, news, stop)
+            finally:
+                child.kill()
+            if once and state is not None:
+                return 0 if state in (State.REGISTERED, State.REJECTED) else 1
+        self._log_file.unlink(missing_ok=True)
+        return 0
+
+    def _one(self, child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threading.Event) -> State | None:
+        """Wait for the child, then for a run, and work on it; None where there was none."""
+        if not _ready(child, news, stop):
+            return None
+        while not stop.is_set():
+            try:
+                claimed = self._claims.take()
+            except OutsideUnavailable as error:
+                log.warning("waiting", service=error.service, error=error.words)
+                stop.wait(POLL_S)
+                continue
+            if claimed is None:
+                self._claims.wait(POLL_S)
+                continue
+            run, lease = claimed
+            log.info("run claimed", run_id=run.run_id, token=lease.token, state=run.state.value)
+            state = RunWork(self._outside, self._settings, claimed, child, news, stop).work().state
+            self._release(lease)
+            return state
+        return None
+
+    def _release(self, lease: Lease) -> None:
+        try:
+            self._outside.log.release(lease)
+        except OutsideUnavailable as error:
+            log.warning("lease runs out by itself", run_id=lease.run_id, error=error.words)
+
+
+def _ready(child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threading.Event) -> bool:
+    """Wait until the child has imported everything; one that cannot is this worker's end."""
+    while not stop.is_set():
+        try:
+            item = news.get(timeout=0.2)
+        except queue.Empty:
+            continue
+        match item:
+            case p.Ready():
+                return True
+            case ChildDied(last_lines=lines):
+                raise RuntimeError(f"{item.words()} before it was ready:\n{lines}")
+            case _:
+                raise AssertionError(f"unexpected news: {item}")
+    return False
