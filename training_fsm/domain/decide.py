@@ -7,7 +7,9 @@ from uuid import UUID, uuid5
 
 from training_fsm.domain import events as e
 from training_fsm.domain.commands import CancelRun, Command, RequestTraining, RetryRun
+from training_fsm.domain.errors import TransitionRefused
 from training_fsm.domain.facts import Failure
+from training_fsm.domain.machine import destination
 from training_fsm.domain.notifications import Notification, PreprocessCompleted, PreprocessFailed
 from training_fsm.domain.policy import Policy
 from training_fsm.domain.run import Run
@@ -49,7 +51,9 @@ def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> 
             if run.state is not State.FAILED:
                 return Refusal(f"retry_run does not fit a run in {run.state.value}: expected FAILED")
             retried = e.RunRetried(actor=actor, why=why)
-            if run.failed_from is None or (run.state, retried.type(), run.failed_from) not in arrows():
+            try:
+                destination(run, retried)
+            except TransitionRefused:
                 return Refusal(f"retry_run: there is no way back to {run.failed_from}, where the run failed")
             return (retried, *_again(run, now, policy))
         case _:
@@ -120,7 +124,7 @@ def overdue(run: Run) -> Events:
         words = "preprocess did not report the features before the deadline"
     else:
         words = "ingest could not be asked for features before the deadline"
-    last = run.failure.words if run.failure is not None else None
+    last = run.failure.words if run.failure is not None and not run.features.accepted else None
     reason = Failure(
         kind="deadline" if run.features.accepted else "ingest_unavailable",
         words=words,

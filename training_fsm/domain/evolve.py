@@ -19,6 +19,8 @@ def evolve(run: Run | None, run_id: str, event: e.Event, to_state: State) -> Run
 
 def _changes(run: Run, event: e.Event) -> dict[str, object]:
     progress: dict[str, object] = {"attempts_failed": 0, "retry_at": None}
+    if run.state is not State.FAILED:  # what ended a run stays said, also when its features come too late
+        progress["failure"] = None
     match event:
         case e.FeaturesRequested(request_id=request_id, attempt=attempt, deadline=deadline):
             question = FeatureRequest(request_id=request_id, attempt=attempt, deadline=deadline)

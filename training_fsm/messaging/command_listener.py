@@ -58,7 +58,11 @@ class _Malformed(ValueError):
 
 
 def _unpack(message: Message) -> _Envelope:
-    headers = {name.lower(): _text(content, f"header {name}") for name, content in message.headers}
+    headers = {
+        name: _text(content, f"header {name}")
+        for name, content in ((name.lower(), content) for name, content in message.headers)
+        if name == "content-type" or name.startswith("ce_")  # others are not for us, and need not be text
+    }
     body = parse(message.value)
     if not isinstance(body, dict):
         raise ValueError(f"value: expected a JSON object, got {type(body).__name__}")

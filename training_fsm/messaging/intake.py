@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-import sqlalchemy as sa
 import structlog
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka import Message as KafkaMessage
@@ -39,6 +38,7 @@ class Intake:
         self._handle = handle
         self._watch = watch
         self._committed = committed
+        self._rewound: set[tuple[str, int]] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Poll until told to stop; closing the consumer leaves the group at once."""
@@ -53,15 +53,19 @@ class Intake:
 
     def _on_assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
-            if self._watch.made_anew(partition.topic):
+            place = (partition.topic, partition.partition)
+            if self._watch.made_anew(partition.topic) and place not in self._rewound:
+                self._rewound.add(place)
                 partition.offset = OFFSET_BEGINNING
         consumer.assign(partitions)
 
     def _rewind(self) -> None:
         """A topic deleted and made anew under us would lose its first messages: read it from its beginning."""
         for topic in self._watch.take_changed():
+            self._rewound = {place for place in self._rewound if place[0] != topic}
             for partition in self._consumer.assignment():
                 if partition.topic == topic:
+                    self._rewound.add((topic, partition.partition))
                     self._consumer.seek(TopicPartition(topic, partition.partition, OFFSET_BEGINNING))
                     log.warning("topic made anew, read from its beginning", topic=topic, partition=partition.partition)
 
@@ -91,7 +95,9 @@ class Intake:
         """Store a batch; one that will not go as a whole goes in halves, and a poison message becomes a letter."""
         try:
             self._handle([inbound for message in messages if (inbound := self._hear(message)) is not None])
-        except (Conflict, sa.exc.SQLAlchemyError, ValueError, TypeError, AssertionError) as error:
+        except OutsideUnavailable:
+            raise
+        except Exception as error:
             if len(messages) > 1:
                 half = len(messages) // 2
                 self._store(messages[:half])

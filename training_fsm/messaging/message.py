@@ -8,9 +8,11 @@ from confluent_kafka import Message as KafkaMessage
 
 from training_fsm.domain.events import MessageDeadLettered
 from training_fsm.domain.inbound import LetterReceived
+from training_fsm.messaging.strict_json import storable
 
 LETTER_HEAD_BYTES = 65_536
 LETTER_KEY_BYTES = 1_024
+LETTER_REASON_CHARACTERS = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +42,7 @@ def from_kafka(message: KafkaMessage) -> Message:
     assert offset is not None, "a consumed message has a place"
     key, value = message.key(), message.value()
     headers = message.headers() or ()
+    pairs = headers.items() if isinstance(headers, dict) else headers
     return Message(
         topic=topic,
         partition=partition,
@@ -47,7 +50,7 @@ def from_kafka(message: KafkaMessage) -> Message:
         timestamp_ms=message.timestamp()[1],
         key=key.encode() if isinstance(key, str) else key,
         value=value.encode() if isinstance(value, str) else value or b"",
-        headers=tuple((name, _bytes(content)) for name, content in (headers.items() if isinstance(headers, dict) else headers)),
+        headers=tuple((name, _bytes(content)) for name, content in pairs),
     )
 
 
@@ -62,7 +65,7 @@ def dead_letter(message: Message, reason: str) -> LetterReceived:
         topic=message.topic,
         partition=message.partition,
         offset=message.offset,
-        reason=reason,
+        reason=storable(reason)[:LETTER_REASON_CHARACTERS],
         sha256=hashlib.sha256(message.value).hexdigest(),
         size_bytes=len(message.value),
         key_base64=None if key is None else base64.b64encode(key).decode(),

@@ -10,6 +10,8 @@ from training_fsm.messaging.topics import PREPROCESS_COMPLETED, PREPROCESS_ERROR
 
 PREPROCESS_TOPICS = (*PREPROCESS_COMPLETED, PREPROCESS_ERROR)
 REQUEST_ID_CHARACTERS_MAX = 200
+COMPLETION_BYTES_MAX = 65_536
+"""Beyond it a completion's details stay out of the log: an event has a greatest size."""
 
 
 def hear_preprocess(message: Message) -> Inbound | None:
@@ -26,6 +28,8 @@ def hear_preprocess(message: Message) -> Inbound | None:
     if request_id is None:
         return dead_letter(message, "request_id: expected text, it is the only link to a run")
     total, details = body.get("total_features_computed", 0), body.get("success_details", {})
+    if len(message.value) > COMPLETION_BYTES_MAX:
+        details = {"left_out": f"the message has {len(message.value)} bytes"}
     completed = PreprocessCompleted(
         request_id=request_id,
         total_features_computed=total if isinstance(total, int) else 0,

@@ -34,10 +34,16 @@ class TopicWatch:
         self._lock = threading.Lock()
         self._since_start: frozenset[str] = frozenset()
         self._changed: set[str] = set()
+        self._seen: dict[str, str] = {}
 
     def look(self) -> None:
         """Compare once. Raises KafkaException, OutsideUnavailable."""
-        changed = self._memory.remember_topics(topic_ids(self._admin, self._topics))
+        ids = topic_ids(self._admin, self._topics)
+        # Another process may have been the one to tell the memory: what this one saw counts as well.
+        changed = self._memory.remember_topics(ids) | {
+            topic for topic in ids if self._seen.get(topic, ids[topic]) != ids[topic]
+        }
+        self._seen |= ids
         with self._lock:
             self._changed |= changed
             self._since_start |= changed

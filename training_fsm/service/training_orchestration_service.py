@@ -16,6 +16,7 @@ from training_fsm.domain.inbound import (
 )
 from training_fsm.domain.policy import Policy
 from training_fsm.domain.run import Run
+from training_fsm.domain.states import State
 from training_fsm.ports import Cause, EventLog, InboxEntry, Ingest, UnitOfWork
 from training_fsm.service.conflicts import on_conflict_again
 
@@ -121,7 +122,7 @@ class TrainingOrchestrationService:
     def _record(self, asked: Run, decision: Decision) -> None:
         with self._log.begin() as unit:
             run = unit.runs([asked.run_id])[asked.run_id]
-            if run.features != asked.features:
+            if run.state is not State.AWAITING_FEATURES or run.features != asked.features:
                 return  # preprocess, a cancel or another asker was quicker
             if events := decision(run, unit.now):
                 request_id = run.features.request_id if run.features else run.run_id

@@ -132,7 +132,9 @@ class PostgresUnitOfWork:
             run_id=entry.run_id,
             reason=entry.reason or "",
         )
-        self._record(f"command-{entry.source}/{entry.command_id}", 1, event, None, None, cause, None)
+        # Sources are paths, ids may be: escaped, or `a` + `b/c` and `a/b` + `c` would share a stream.
+        command_id = entry.command_id.replace("%", "%25").replace("/", "%2F")
+        self._record(f"command-{entry.source}/{command_id}", 1, event, None, None, cause, None)
 
     def accept(self, entry: InboxEntry) -> None:
         """Record an accepted command in the inbox."""
@@ -216,10 +218,9 @@ class PostgresUnitOfWork:
         ):
             if rows:
                 self._connection.execute(statement, rows)
-        if self._claimable:
-            self._connection.execute(
-                sql.NOTIFY, [{"channel": WORK_CHANNEL, "id": run_id} for run_id in self._claimable]
-            )
+        claimable = [run_id for run_id in self._claimable if (run := self._heads[run_id].run) and run.claimable]
+        if claimable:
+            self._connection.execute(sql.NOTIFY, [{"channel": WORK_CHANNEL, "id": run_id} for run_id in claimable])
 
     def _row(self, run_id: str) -> dict[str, object]:
         head = self._heads[run_id]
