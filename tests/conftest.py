@@ -57,7 +57,7 @@ def life(request_fields: dict[str, object]) -> Callable[[str], tuple[e.Event, ..
             _frozen(),
             e.TrainingStarted(token=1, fingerprint=_fingerprint(), tracking_run_id="tracking-1"),
             e.CheckpointSaved(step=2048, artifact=_file("checkpoints/first")),
-            e.CheckpointSaved(step=steps, artifact=_file("checkpoints/last")),
+            e.CheckpointSaved(step=steps, artifact=_file("checkpoints/last"), curves=_file("curves/last")),
             e.TrainingFinished(checkpoint_sha256="c" * 64, steps=steps),
             _evaluated(),
             e.RegistrationIntended(key=f"{run_id}/1"),

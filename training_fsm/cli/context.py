@@ -45,8 +45,10 @@ def settings_of(ctx: typer.Context, home: Path | None = None) -> "Settings":
 def opened_log(settings: "Settings") -> Iterator["PostgresAuditLog"]:
     """The reading side of the store. Raises NotSo that says where Postgres was looked for, and what helps."""
     import sqlalchemy as sa
+    from pydantic import ValidationError
 
     from training_fsm.domain.errors import OutsideUnavailable
+    from training_fsm.domain.explain import explain
     from training_fsm.store.audit_reads import PostgresAuditLog
     from training_fsm.store.engine import make_engine
 
@@ -66,15 +68,19 @@ def opened_log(settings: "Settings") -> Iterator["PostgresAuditLog"]:
         words = " ".join(error.words.split())
         hint = "`training-fsm up` starts everything on this machine; TRAINING_FSM_DATABASE_URL names another place"
         raise NotSo(f"postgres at {where} does not answer: {words}", hint) from error
-    except sa.exc.ProgrammingError as error:
+    except sa.exc.DBAPIError as error:
         state = getattr(error.orig, "sqlstate", None)
         if state in (NO_TABLES, NO_COLUMN):
-            raise NotSo(
-                f"postgres at {where} has no tables of this version; `training-fsm migrate` makes them"
-            ) from error
-        if state == NO_RIGHT:
+            hint = "`training-fsm migrate` makes them"
+            raise NotSo(f"postgres at {where} has no tables of this version; {hint}") from error
+        if state == NO_RIGHT or isinstance(error, sa.exc.OperationalError):
             raise NotSo(f"postgres at {where} says: {str(error.orig).strip()}") from error
         raise
+    except ValidationError as error:
+        words = (
+            f"postgres at {where} holds what this version of training-fsm cannot read; is a newer one at work there?"
+        )
+        raise NotSo(words, *(f"  {line}" for line in explain(error))) from error
     finally:
         engine.dispose()
 

@@ -65,7 +65,7 @@ def _ending(event: e.Event) -> str:
 def _data(event: e.DataFrozen) -> str:
     columns = len(event.observation_columns)
     line = f"{event.rows:,} rows, {columns} observation columns, {event.gaps.count:,} gaps, data {event.digest[:12]}"
-    return line + (f", {len(event.warnings)} warnings" if event.warnings else "")
+    return line + (f", warnings: {len(event.warnings)}" if event.warnings else "")
 
 
 def failure(reason: Failure) -> str:

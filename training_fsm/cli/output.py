@@ -135,14 +135,19 @@ def print_details(details: RunDetails) -> None:
     print_run(details.run, since, [("requested", moment(details.requested_at)), *live], lease)
 
 
-def progress_line(progress: Progress) -> str:
-    """How far a training is, and how fast."""
-    parts = [f"step {progress.step:,} of {progress.total:,}", f"{progress.steps_per_s:,.0f} steps/s"]
+def speed(progress: Progress) -> str:
+    """How fast a training is, and how well it does."""
+    parts = [f"{progress.steps_per_s:,.0f} steps/s"]
     if progress.reward is not None:
         parts.append(f"mean episode reward {progress.reward:.4g}")
     if progress.eta_s is not None:
         parts.append(f"{timedelta(seconds=round(progress.eta_s))} to go")
-    return ", ".join([*parts, f"heard at {moment(progress.at)}"])
+    return ", ".join(parts)
+
+
+def progress_line(progress: Progress) -> str:
+    """How far a training was when it was last heard of."""
+    return f"step {progress.step:,} of {progress.total:,}, {speed(progress)}, heard at {moment(progress.at)}"
 
 
 def print_run(run: Run, since: datetime, first: Iterable[tuple[str, str]] = (), lease: str | None = None) -> None:
@@ -190,8 +195,11 @@ def _results(run: Run) -> Iterator[tuple[str, str]]:
         for warning in data.warnings:
             yield "warning", warning
     if run.evaluation is not None:
+        bands = {band.metric: band for band in run.evaluation.bands}
         for name, value in run.evaluation.metrics.items():
-            yield name, f"{value:.6g}"
+            band = bands.get(name)
+            between = f" ({band.confidence:.0%} between {band.low:.6g} and {band.high:.6g})" if band else ""
+            yield name, f"{value:.6g}{between}"
         for verdict in (*run.evaluation.gate, *run.evaluation.validations):
             yield "rule", _verdict(verdict)
     if run.registered is not None:
@@ -226,21 +234,33 @@ def history_line(logged: LoggedEvent) -> tuple[str, ...]:
         logged.type,
         change,
         printable(logged.actor),
-        printable(summary(logged.event)),
+        printable(_summary(logged)),
     )
 
 
-def print_history(events: Iterable[LoggedEvent], *, payload: bool) -> None:
-    """A table of a run's events, with their whole payloads where asked for."""
+def _summary(logged: LoggedEvent) -> str:
+    try:
+        return summary(logged.event)
+    except ValueError:
+        return f"version {logged.schema_version} of this event is newer than this build"
+
+
+def print_history(events: Iterable[LoggedEvent]) -> None:
+    """A table of a run's events."""
     console = make_console()
     table = Table(box=None, pad_edge=False)
     for name in ("#", "TIME", "EVENT", "STATE", "ACTOR", "SUMMARY"):
-        table.add_column(
-            name, overflow="fold", no_wrap=name in ("#", "TIME"), justify="right" if name == "#" else "left"
-        )
+        right = name == "#"
+        table.add_column(name, overflow="fold", no_wrap=name in ("#", "TIME"), justify="right" if right else "left")
     for logged in events:
         table.add_row(*history_line(logged))
-        if payload:
-            text = _JSON.dump_json(_JSON.validate_json(logged.payload), indent=2).decode()
-            table.add_row("", "", "", "", "", Text(printable(text), style="dim"))
     console.print(table)
+
+
+def print_payloads(events: Iterable[LoggedEvent]) -> None:
+    """Each event with all that it says, as indented JSON."""
+    console = make_console()
+    for logged in events:
+        console.print(Text("  ".join(history_line(logged)), style="bold"), soft_wrap=True)
+        text = _JSON.dump_json(_JSON.validate_json(logged.payload), indent=2).decode()
+        console.print(printable(text), soft_wrap=True)

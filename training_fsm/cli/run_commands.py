@@ -78,8 +78,10 @@ def cancel(ctx: typer.Context, run: RunId, why: Why = "", as_json: AsJson = Fals
     from training_fsm.messaging.command_sender import actor
 
     settings = settings_of(ctx, home)
-    with _checked(), opened_log(settings) as log:
-        command = CancelRun(run_id=resolved(log, run), actor=actor(), why=why)
+    with opened_log(settings) as log:
+        run_id = resolved(log, run)
+    with _checked():
+        command = CancelRun(run_id=run_id, actor=actor(), why=why)
     _print_sent(_send(settings, command), as_json=as_json)
 
 
@@ -90,8 +92,10 @@ def retry(ctx: typer.Context, run: RunId, why: Why = "", as_json: AsJson = False
     from training_fsm.messaging.command_sender import actor
 
     settings = settings_of(ctx, home)
-    with _checked(), opened_log(settings) as log:
-        command = RetryRun(run_id=resolved(log, run), actor=actor(), why=why)
+    with opened_log(settings) as log:
+        run_id = resolved(log, run)
+    with _checked():
+        command = RetryRun(run_id=run_id, actor=actor(), why=why)
     _print_sent(_send(settings, command), as_json=as_json)
 
 
@@ -146,14 +150,16 @@ def history(
     home: Home = None,
 ) -> None:
     """Show every event of a run."""
-    from training_fsm.cli.output import history_entry, print_history, print_json_list
+    from training_fsm.cli.output import history_entry, print_history, print_json_list, print_payloads
 
     with opened_log(settings_of(ctx, home)) as log:
         run_id = resolved(log, run)
         if as_json:
             print_json_list([history_entry(run_id, logged) for logged in log.history(run_id)])
+        elif payload:
+            print_payloads(log.history(run_id))
         else:
-            print_history(log.history(run_id), payload=payload)
+            print_history(log.history(run_id))
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from training_fsm.cli.output import (
     history_line,
     make_console,
     print_json,
-    progress_line,
     reached,
+    speed,
     state_text,
 )
 from training_fsm.domain.errors import OutsideUnavailable
@@ -32,12 +32,12 @@ INTERRUPTED = 130
 
 def await_outcome(log: PostgresReads, sent: Sent) -> None:
     """Wait until the command was read. Raises NotSo with the reason where it was refused."""
-    waited_s = 0.0
+    told, patience_ends = False, time.monotonic() + SILENCE_S
     while (outcome := log.command(sent.source, sent.command_id)) is None:
         time.sleep(POLL_S)
-        waited_s += POLL_S
-        if waited_s == SILENCE_S:
-            complain([f"no orchestrator has read the command for {SILENCE_S:.0f} s; is one running? still waiting"])
+        if not told and time.monotonic() >= patience_ends:
+            complain([f"no orchestrator has read the command for {SILENCE_S:g} s; is one running? still waiting"])
+            told = True
     if outcome.outcome == "refused":
         raise NotSo(f"refused: {outcome.reason}")
 
@@ -120,9 +120,9 @@ class _Bar:
         self._console.print(Text(f"{version:>4}  {when}  {event:<24} {change}  {words}"), soft_wrap=True)
 
     def show(self, details: RunDetails) -> None:
-        words = ""
+        words = f"{reached(details):,} of {details.whole_timesteps:,} steps"
         if details.state is State.TRAINING and details.progress is not None:
-            words = progress_line(details.progress)
+            words += f", {speed(details.progress)}"
         if self._task is None:
             self._task = self._progress.add_task("", total=details.whole_timesteps, words=words)
         self._progress.update(

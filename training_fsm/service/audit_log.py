@@ -4,15 +4,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, get_args
 
-from training_fsm.domain.events import CheckpointSaved, DataFrozen, EvaluationFinished, Event
+from training_fsm.domain.events import EVENT_TYPES, Event
+from training_fsm.domain.facts import Artifact
 from training_fsm.domain.upcasters import read_event
 
 RUN_STREAM = "run-"
 LETTER_STREAM = "letter-"
-ARTIFACT_EVENTS = (DataFrozen.type(), CheckpointSaved.type(), EvaluationFinished.type())
-"""Types of the events that name a stored file."""
+ARTIFACT_EVENTS = tuple(
+    name
+    for name, kind in EVENT_TYPES.items()
+    if any(Artifact in (field.annotation, *get_args(field.annotation)) for field in kind.model_fields.values())
+)
+"""Types of the events that name stored files."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable
-from training_fsm.domain.events import CheckpointSaved, DataFrozen, EvaluationFinished, Event
+from training_fsm.domain.events import Event
 from training_fsm.domain.evolve import evolve
 from training_fsm.domain.facts import Artifact
 from training_fsm.domain.run import Run
@@ -126,21 +126,22 @@ def _verify_artifacts(
         for logged in batch:
             if logged.stream in known_bad:
                 continue
-            store = store or build()
-            try:
-                fault = _artifact_fault(store, logged)
-            except OutsideUnavailable as error:
-                report.unchecked = f"{logged.stream} version {logged.version}: {error}"
-                return
-            if fault is not None:
-                report.faults.append(fault)
-                known_bad.add(logged.stream)
-            report.artifacts += 1
+            for artifact in _artifacts(logged.event):
+                store = store or build()
+                try:
+                    fault = _artifact_fault(store, logged, artifact)
+                except OutsideUnavailable as error:
+                    report.unchecked = f"{logged.stream} version {logged.version}: {error}"
+                    return
+                report.artifacts += 1
+                if fault is not None:
+                    report.faults.append(fault)
+                    known_bad.add(logged.stream)
+                    break
             tell(report)
 
 
-def _artifact_fault(store: Artifacts, logged: LoggedEvent) -> Fault | None:
-    artifact = _artifact(logged.event)
+def _artifact_fault(store: Artifacts, logged: LoggedEvent, artifact: Artifact) -> Fault | None:
     with tempfile.TemporaryDirectory(prefix="audit-") as folder:
         try:
             store.get(artifact, Path(folder))
@@ -150,11 +151,5 @@ def _artifact_fault(store: Artifacts, logged: LoggedEvent) -> Fault | None:
     return None
 
 
-def _artifact(event: Event) -> Artifact:
-    match event:
-        case DataFrozen(artifact=artifact) | CheckpointSaved(artifact=artifact):
-            return artifact
-        case EvaluationFinished(report=report):
-            return report
-        case _:
-            raise TypeError(f"{event.type()} names no artifact")
+def _artifacts(event: Event) -> tuple[Artifact, ...]:
+    return tuple(value for _, value in event if isinstance(value, Artifact))

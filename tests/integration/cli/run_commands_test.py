@@ -100,6 +100,25 @@ def test_submit_sends_what_the_orchestrator_understands(
     assert json.loads(cli("run", "show", run_id, "--json").stdout)["state"] == "AWAITING_FEATURES"
 
 
+def test_a_command_is_a_cloudevent_of_the_family(broker: Broker, topic: str, cli: Cli, request_file: str) -> None:
+    """Binary CloudEvents headers, the family's event_type, and the run id as key."""
+    sent = json.loads(cli("run", "submit", request_file, "--json").stdout)
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": topic, "enable.auto.commit": False})
+    consumer.assign([TopicPartition(topic, sent["partition"], sent["offset"])])
+    message = consumer.poll(30)
+    consumer.close()
+    assert message is not None
+    assert message.key() == sent["run_id"].encode()
+    assert dict(message.headers() or ()) == {
+        "ce_specversion": b"1.0",
+        "ce_id": sent["command_id"].encode(),
+        "ce_source": sent["source"].encode(),
+        "ce_type": b"request_training",
+        "content-type": b"application/json",
+        "event_type": b"request_training",
+    }
+
+
 def test_submit_takes_the_run_id_of_option_or_file(
     cli: Cli, request_fields: Fields, arrivals: Callable[[], Inbound]
 ) -> None:
@@ -194,6 +213,7 @@ def test_show_tells_the_whole_story(engine: sa.Engine, live: Live, cli: Cli) -> 
     for expected in (
         "REGISTERED since",
         "step 10,240 of 10,240",
+        "0.61 (95% between 0.1 and 1.1)",
         "1,500 rows (14 of warm-up dropped), digest " + "f" * 64,
         "149 test bars, fewer than 252",
         "holds  sharpe: 0.61, at least 0.5 wanted",
@@ -244,6 +264,19 @@ def test_history_has_every_event(engine: sa.Engine, live: Live, cli: Cli) -> Non
     entries = json.loads(cli("run", "history", "r", "--json").stdout)
     assert [entry["version"] for entry in entries] == list(range(1, 14))
     assert entries[7]["payload"]["step"] == 2048
+
+
+def test_what_a_newer_version_wrote_is_said_so(engine: sa.Engine, live: Live, cli: Cli) -> None:
+    """During an upgrade an older command line shows what it can, and says what it cannot."""
+    live(engine, "r", 4)
+    with engine.begin() as connection:
+        connection.exec_driver_sql("ALTER TABLE events DISABLE TRIGGER USER")
+        connection.exec_driver_sql("UPDATE events SET schema_version = 9 WHERE version = 4")
+        connection.exec_driver_sql("UPDATE run_heads SET run = replace(run::text, '\"token\"', '\"tocken\"')::json")
+    assert "version 9 of this event is newer than this build" in cli("run", "history", "r").stdout
+    result = cli("run", "show", "r")
+    assert result.exit_code == 1
+    assert "tocken: unknown; did you mean token?" in result.stderr
 
 
 def test_watch_follows_to_the_end(engine: sa.Engine, live: Live, cli: Cli, quick: None) -> None:

@@ -85,6 +85,8 @@ def test_validate_as_json() -> None:
         ("- 1\n", "stdin: expected an object with the fields of a request"),
         ("", "stdin: expected an object with the fields of a request"),
         ("a: .nan\n", "stdin: Out of range float values are not JSON compliant"),
+        ('{"a": 1e400}', "stdin: value: expected numbers"),
+        ("a: 1e400", "stdin: Out of range float values are not JSON compliant"),
         ('{"a": NaN}', "stdin: value: expected finite numbers, got NaN"),
         ('{"a": "\\u0000"}', "stdin: a: expected text without NUL characters"),
         ('a: "\\0"', "stdin: a: expected text without NUL characters"),

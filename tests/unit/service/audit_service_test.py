@@ -126,9 +126,9 @@ def _places(report: Report) -> list[tuple[str, int | None, str]]:
 
 
 def test_a_good_log_is_good(log: MemoryLog) -> None:
-    """Two runs of thirteen events with four files each, and nothing off."""
+    """Two runs of thirteen events with five files each, and nothing off."""
     report = verify(log, None, FolderOfFiles)
-    assert (report.ok, report.streams, report.events, report.artifacts) == (True, 2, 26, 8)
+    assert (report.ok, report.streams, report.events, report.artifacts) == (True, 2, 26, 10)
 
 
 def test_no_store_is_built_for_a_log_without_files(life: Life) -> None:
@@ -150,13 +150,19 @@ def test_a_damaged_file_is_named_with_its_event(log: MemoryLog) -> None:
     assert report.faults[0].found == "other bytes"
 
 
+def test_every_file_of_an_event_is_fetched(log: MemoryLog) -> None:
+    """A checkpoint's curves count like the checkpoint."""
+    files = FolderOfFiles(damaged=frozenset({"runs:/tracking-1/curves/last"}))
+    assert _places(verify(log, "a", lambda: files)) == [("run-a", 9, "artifact")]
+
+
 def test_files_of_a_run_that_is_off_already_are_left(log: MemoryLog) -> None:
     """What a changed event names may be anything."""
     log.rows[2] = replace(log.rows[2], hash=bytes(32))
     files = FolderOfFiles()
     report = verify(log, None, lambda: files)
     assert _places(report) == [("run-a", 3, "hash")]
-    assert len(files.fetched) == 4
+    assert len(files.fetched) == 5
 
 
 def test_a_store_that_is_away_keeps_the_faults_found(log: MemoryLog) -> None:
