@@ -37,7 +37,8 @@ _GONE = sa.text(
         WHERE outcome = 'accepted' AND command_type = 'request_training'
           AND NOT EXISTS (SELECT FROM run_heads WHERE run_heads.run_id = commands.run_id)
         UNION
-        SELECT 'command-' || source || '/' || command_id, 'a command_refused' FROM commands WHERE outcome = 'refused'
+        SELECT 'command-' || source || '/' || replace(replace(command_id, '%', '%25'), '/', '%2F'), 'a command_refused'
+        FROM commands WHERE outcome = 'refused'
         UNION
         SELECT 'letter-' || letter_id, 'a message_dead_lettered' FROM dead_letters
     )

@@ -203,6 +203,15 @@ def test_the_earliest_fault_comes_first(full_log: sa.Engine, cli: Cli) -> None:
     assert "run-r version 3: hash: expected" in cli("audit", "verify", "--no-artifacts").stdout
 
 
+def test_ids_with_separators_are_found_again(engine: sa.Engine, cli: Cli) -> None:
+    """The stream of a refused command is looked for under the name it was written with."""
+    with PostgresEventLog(engine).begin() as unit:
+        for command_id in ("b/c", "50%", "%2F"):
+            unit.refuse(InboxEntry("a/b", command_id, "x", None, "refused", "why"), Cause("orchestrator", "1", "1"))
+    result = cli("audit", "verify", "--json")
+    assert (_faults(result), json.loads(result.stdout)["streams"]) == ([], 3)
+
+
 def test_one_run_is_verified_alone(full_log: sa.Engine, cli: Cli) -> None:
     """Another run's fault is not this run's."""
     _tamper(full_log, "UPDATE events SET actor = 'x' WHERE stream = 'run-other' AND version = 2")
