@@ -90,6 +90,11 @@ class MlflowTracking:
     def __init__(self, connection: MlflowConnection, experiment: str = EXPERIMENT) -> None:
         self._connection, self._experiment = connection, experiment
 
+    def warm_up(self) -> None:
+        """Pay now what the first call costs: the client, and the experiment where it is not there yet."""
+        with self._connection.calls("look for the experiment") as client:
+            self._experiment_id(client)
+
     def open_run(self, run_id: str, parameters: Mapping[str, str], tags: Mapping[str, str]) -> str:
         """The tracking run of this training run, found by tag or created; ended ones run again.
 

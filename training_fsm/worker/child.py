@@ -138,13 +138,12 @@ class Child:
         from training_fsm.core.backtest_report import write_report
         from training_fsm.core.checkpoint import read_policy
         from training_fsm.core.frozen_data import load_frozen
-        from training_fsm.core.policy_export import exported, mlp_policy, specification
+        from training_fsm.core.policy_export import mlp_policy
         from training_fsm.service.backtesting_evaluation_service import BacktestingEvaluationService
 
         weights = read_policy(order.checkpoint, order.checkpoint_sha256)
         policy = mlp_policy(weights, order.request.agent.hyperparameters.activation_fn)
-        spec = specification(order.request, order.data, order.feature_config, order.run_id)
-        backtester = HeldOutBacktester(exported(spec, policy), load_frozen(order.frame, order.data), order.data)
+        backtester = HeldOutBacktester(policy, load_frozen(order.frame, order.data), order.data)
         evaluation = BacktestingEvaluationService(backtester).evaluate(order.request)
         assert backtester.result is not None, "an evaluation has backtested"
         report = write_report(order.folder, order.run_id, backtester.result, evaluation)
@@ -177,8 +176,11 @@ def failure_of(error: Exception, order: p.Order) -> p.Failed:
     if isinstance(error, OutsideUnavailable):
         away = Failure(kind="outside_unavailable", words=str(error), service=error.service)
         return p.Failed(failure=away, passing=True)
-    kind = "training_error" if isinstance(order, p.Freeze | p.Train) else "evaluation_error"
-    failure = Failure(kind=kind, words=f"{type(error).__name__}: {error}", detail=traceback.format_exc(limit=-12))
+    failure = Failure(
+        kind="training_error" if isinstance(order, p.Freeze | p.Train) else "evaluation_error",
+        words=f"{type(error).__name__}: {error}",
+        detail=traceback.format_exc(limit=-12),
+    )
     return p.Failed(failure=failure, passing=isinstance(error, OSError | MemoryError))
 
 

@@ -34,8 +34,13 @@ def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False,
     connection.make_global()
     event_log = PostgresEventLog(engine)
     lifecycle = ModelLifecycleService(MlflowModels(connection))
-    outside = Outside(event_log, MlflowTracking(connection), MlflowArtifacts(connection), lifecycle)
+    tracking = MlflowTracking(connection)
+    outside = Outside(event_log, tracking, MlflowArtifacts(connection), lifecycle)
     worker = f"{settings.worker_name}-{os.getpid()}"
+    try:
+        tracking.warm_up()
+    except OutsideUnavailable as error:
+        log.warning("mlflow is away, for now", error=error.words)
     try:
         with Claims(event_log, settings.database_url, worker, settings.lease_s, run_id) as claims:
             return Supervisor(settings, outside, claims, worker).serve(stop, once=once)
