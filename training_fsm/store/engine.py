@@ -5,6 +5,7 @@ from sqlalchemy.pool import NullPool
 
 APPEND_LOCK = 0x74667366  # every appender shares it; the relay takes it alone for a moment
 RELAY_LEADER_LOCK = 0x74667367
+ALIASES_LOCK = 0x74667369
 
 
 def make_engine(url: str, *, application_name: str, pooled: bool = True) -> sa.Engine:

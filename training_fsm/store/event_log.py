@@ -13,6 +13,7 @@ from training_fsm.domain.facts import Progress
 from training_fsm.domain.run import Run
 from training_fsm.ports import Cause
 from training_fsm.store import statements as sql
+from training_fsm.store.engine import ALIASES_LOCK
 from training_fsm.store.errors import domain_errors
 from training_fsm.store.unit_of_work import PostgresUnitOfWork
 
@@ -116,8 +117,13 @@ class PostgresEventLog:
         assert isinstance(now, datetime)
         return now
 
-    def registered_versions(self) -> dict[str, int]:
-        """The latest registered version of each model, as the log has it."""
-        with domain_errors(), self._engine.connect() as connection:
+    @contextmanager
+    def latest_registered(self) -> Iterator[dict[str, int]]:
+        """The latest registered version of each model, as the log has it; one caller at a time.
+
+        Whoever carries them elsewhere inside the block never carries older ones after newer ones.
+        """
+        with domain_errors(), self._engine.begin() as connection:
+            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ALIASES_LOCK})
             rows = connection.execute(sql.REGISTERED).all()
-        return {row.name: row.version for row in rows}
+            yield {row.name: row.version for row in rows}

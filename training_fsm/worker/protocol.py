@@ -47,7 +47,6 @@ class Evaluate(Model):
     kind: Literal["evaluate"] = "evaluate"
     run_id: str
     request: TrainingRequest
-    feature_config: FeatureConfigVersionInfo
     data: DataFrozen
     frame: Path
     checkpoint: Path

@@ -1,0 +1,181 @@
+"""One claim of one run: what is known of it, how facts are appended, and the one queue through which news come."""
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from training_fsm.domain import events as e
+from training_fsm.domain.errors import LeaseLost, TransitionRefused
+from training_fsm.domain.facts import Artifact, Failure
+from training_fsm.domain.run import Run
+from training_fsm.ports import Artifacts, Cause, MetricPoint, Tracking
+from training_fsm.service.conflicts import on_conflict_again
+from training_fsm.service.model_lifecycle_service import ModelLifecycleService
+from training_fsm.settings import Settings
+from training_fsm.store.event_log import Lease, PostgresEventLog
+from training_fsm.worker import protocol as p
+from training_fsm.worker.child_process import ChildDied, ChildProcess
+from training_fsm.worker.lease_keeper import LeaseKeeper, Moved, Taken
+from training_fsm.worker.uploads import UploadFailed
+
+log = structlog.get_logger()
+
+R = TypeVar("R", bound=p.Reply)
+
+
+class StopWorkError(Exception):
+    """The run is no longer ours to work on: taken, cancelled, or this worker is to stop."""
+
+
+class WorkFailedError(Exception):
+    """The work cannot go on; `passing` says whether another try may help."""
+
+    def __init__(self, failure: Failure, *, passing: bool) -> None:
+        super().__init__(failure.words)
+        self.failure, self.passing = failure, passing
+
+
+@dataclass(frozen=True, slots=True)
+class Outside:
+    """The services around a worker."""
+
+    log: PostgresEventLog
+    tracking: Tracking
+    artifacts: Artifacts
+    lifecycle: ModelLifecycleService
+
+
+class RunSession:
+    """A run under a lease, and the child that works on it."""
+
+    def __init__(
+        self,
+        outside: Outside,
+        settings: Settings,
+        claimed: tuple[Run, Lease],
+        child: ChildProcess,
+        news: "queue.SimpleQueue[object]",
+        stop: threading.Event,
+    ) -> None:
+        self.outside = outside
+        self.settings = settings
+        self.run, self.lease = claimed
+        self.child = child
+        self.news = news
+        self._stop = stop
+        self.folder = settings.spool / self.run.run_id
+        """The run's spool on this machine; gone when the run has ended."""
+        every_s = min(settings.heartbeat_s, settings.lease_s / 3)
+        self.keeper = LeaseKeeper(outside.log, self.lease, settings.lease_s, every_s, news)
+        self._cause = Cause(self.lease.worker, f"claim-{self.run.run_id}-{self.lease.token}", self.run.run_id)
+        self.tracking_run_id: str | None = None
+
+    def append(self, *events: e.Event) -> None:
+        """Append facts under the lease. Raises StopWorkError where the run is no longer ours, or has moved on."""
+        try:
+            self.run = self._append_again(events)
+        except LeaseLost as error:
+            raise StopWorkError(str(error)) from error
+        except TransitionRefused as error:
+            self.run = self.outside.log.load(self.run.run_id) or self.run
+            raise StopWorkError(f"the run moved on to {self.run.state.value}: {error}") from error
+        for event in events:
+            log.info(event.type(), run_id=self.run.run_id, state=self.run.state.value)
+
+    @on_conflict_again
+    def _append_again(self, events: Sequence[e.Event]) -> Run:
+        return self.outside.log.append_fenced(self.lease, events, self._cause)
+
+    def next(self) -> object:
+        """The next news of the work itself.
+
+        Raises StopWorkError where the run is no longer ours, WorkFailedError where the child cannot go on, and what
+        an upload failed with.
+        """
+        silent_since = time.monotonic()
+        while True:
+            try:
+                item = self.news.get(timeout=0.2)
+            except queue.Empty:
+                if self._stop.is_set():
+                    self.child.order(p.Stop())
+                if time.monotonic() - silent_since > self.settings.child_silence_s:
+                    words = f"the training process said nothing for {self.settings.child_silence_s:g} s"
+                    raise WorkFailedError(Failure(kind="worker_crashed", words=words), passing=True) from None
+                continue
+            match item:
+                case Taken():
+                    raise StopWorkError("another worker holds the run")
+                case Moved(run=run):
+                    self.run = run
+                    raise StopWorkError(f"the run moved on to {run.state.value}")
+                case ChildDied(last_lines=lines):
+                    crashed = Failure(kind="worker_crashed", words=item.words(), detail=lines or None)
+                    raise WorkFailedError(crashed, passing=True)
+                case p.Failed(failure=failure, passing=passing):
+                    raise WorkFailedError(failure, passing=passing)
+                case UploadFailed(error=error):
+                    raise error
+                case _:
+                    return item
+
+    def ask(self, order: p.Order, reply: type[R]) -> R:
+        """Give an order and wait for the reply to it."""
+        self.child.order(order)
+        return self.wait_for(reply)
+
+    def wait_for(self, reply: type[R]) -> R:
+        """The next reply of this kind; what comes before it is passed over."""
+        while True:
+            item = self.next()
+            if isinstance(item, reply):
+                return item
+
+    def open_tracking(self) -> str:
+        """The tracking run, found or made once per session."""
+        if self.tracking_run_id is None:
+            run = self.run
+            tags = {
+                "training_fsm.model": run.request.model,
+                "training_fsm.symbol": run.request.symbol,
+                "training_fsm.timeframe": run.request.timeframe.value,
+                "training_fsm.feature_config_hash": run.feature_config.hash,
+                "training_fsm.worker": self.lease.worker,
+            }
+            parameters = _flatten(run.request.model_dump(mode="json", exclude={"features"}))
+            self.tracking_run_id = self.outside.tracking.open_run(run.run_id, parameters, tags)
+        return self.tracking_run_id
+
+    def curves(self, artifact: Artifact) -> tuple[p.CurvePoint, ...]:
+        """The curve points that were stored with a checkpoint."""
+        path = self.outside.artifacts.get(artifact, self.folder / "checkpoints")
+        return p.Curves.model_validate_json(path.read_bytes()).points
+
+    def log_metrics(self, points: Sequence[p.CurvePoint]) -> None:
+        """Log points to the tracking run; a repeat with the same time adds nothing."""
+        metrics = [MetricPoint(point.name, point.value, point.step, point.timestamp_ms) for point in points]
+        self.outside.tracking.log_metrics(self.open_tracking(), metrics)
+
+
+def points_at(values: dict[str, float], step: int, timestamp_ms: int) -> list[p.CurvePoint]:
+    """One point for each value. The time is the caller's: who repeats the work must give the same one."""
+    return [
+        p.CurvePoint(name=name, value=value, step=step, timestamp_ms=timestamp_ms) for name, value in values.items()
+    ]
+
+
+def _flatten(value: object, path: str = "") -> dict[str, str]:
+    """Nested data as MLflow parameters, `agent.hyperparameters.gamma`: one text for each leaf; absent ones left out."""
+    match value:
+        case dict():
+            parts = [_flatten(child, f"{path}.{name}" if path else str(name)) for name, child in value.items()]
+            return {name: text for part in parts for name, text in part.items()}
+        case None:
+            return {}
+        case _:
+            return {path: str(value)}

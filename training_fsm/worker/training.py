@@ -1,0 +1,158 @@
+"""TRAINING under a lease: freeze the data, train from the newest whole checkpoint, store each before it is named."""
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from training_fsm.domain import events as e
+from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible
+from training_fsm.domain.facts import Failure, Fingerprint, Progress
+from training_fsm.domain.run import Checkpoint
+from training_fsm.worker import protocol as p
+from training_fsm.worker.session import RunSession, StopWorkError, points_at
+from training_fsm.worker.uploads import CheckpointStored, Uploads
+
+log = structlog.get_logger()
+
+
+def train(session: RunSession) -> None:
+    """Bring a run from TRAINING to EVALUATING. Raises what `RunSession.next` and the stores raise."""
+    if session.run.data is None:
+        _freeze(session)
+    tracking_run_id, data = session.open_tracking(), session.run.data
+    assert data is not None, "frozen above"
+    frame = session.outside.artifacts.get(data.artifact, session.folder / "data")
+    resumed = _newest_checkpoint(session)
+    folder = session.folder / f"segment-{session.lease.token}"
+    outgoing = folder / "outgoing"
+    outgoing.mkdir(parents=True, exist_ok=True)
+    session.child.order(
+        p.Train(
+            request=session.run.request,
+            data=data,
+            frame=frame,
+            folder=folder,
+            resume_from=None if resumed is None else resumed[1],
+        )
+    )
+    outside = session.outside
+    patience_s = session.settings.outage_patience_s
+    with Uploads(outside.artifacts, outside.tracking, tracking_run_id, session.news, patience_s) as uploads:
+        _Segment(session, uploads, outgoing, None if resumed is None else resumed[0]).follow()
+
+
+def _freeze(session: RunSession) -> None:
+    order = p.Freeze(
+        request=session.run.request, feature_config=session.run.feature_config, folder=session.folder / "data"
+    )
+    session.child.order(order)
+    tracking_run_id = session.open_tracking()  # MLflow makes a run while the child reads features
+    frozen = session.wait_for(p.Frozen)
+    artifact = session.outside.artifacts.put(tracking_run_id, "data", frozen.path)
+    session.append(e.DataFrozen(artifact=artifact, **frozen.model_dump(exclude={"kind", "path"})))
+
+
+def _newest_checkpoint(session: RunSession) -> tuple[Checkpoint, Path] | None:
+    """The newest checkpoint whose bytes are those that the log names; a damaged one is passed over."""
+    for checkpoint in reversed(session.run.checkpoints):
+        try:
+            return checkpoint, session.outside.artifacts.get(checkpoint.artifact, session.folder / "checkpoints")
+        except ArtifactDamaged as error:
+            log.warning("checkpoint passed over", run_id=session.run.run_id, step=checkpoint.step, error=str(error))
+    return None
+
+
+class _Segment:
+    """Follows the child through one segment. Every checkpoint is stored before the event that names it."""
+
+    def __init__(self, session: RunSession, uploads: Uploads, outgoing: Path, resumed: Checkpoint | None) -> None:
+        self._session = session
+        self._uploads = uploads
+        self._outgoing = outgoing
+        self._resumed = resumed
+        self._stored = {resumed.artifact.sha256} if resumed is not None else set[str]()
+        self._since_checkpoint: list[p.CurvePoint] = []
+        self._last_point_ms = 0
+
+    def follow(self) -> None:
+        """To the last update, or to where the child was told to stop."""
+        if self._resumed is not None and self._resumed.curves is not None:
+            # Whoever stored this checkpoint may have died before its curves were logged.
+            points = self._session.curves(self._resumed.curves)
+            self._uploads.metrics(points)
+            self._last_point_ms = points[-1].timestamp_ms if points else 0
+        trained: p.Trained | None = None
+        while trained is None or trained.sha256 not in self._stored:
+            item = self._session.next()
+            if isinstance(item, p.Trained):
+                trained = item
+            else:
+                self._take(item)
+        if not trained.finished:
+            raise StopWorkError("told to stop; the last checkpoint is stored")
+        self._uploads.metrics(points_at(trained.validation, trained.steps, self._last_point_ms))
+        self._uploads.drain()
+        self._session.append(e.TrainingFinished(checkpoint_sha256=trained.sha256, steps=trained.steps))
+
+    def _take(self, item: object) -> None:
+        match item:
+            case p.SegmentBegun(fingerprint=fingerprint):
+                self._begin(fingerprint)
+            case p.Advanced():
+                self._session.keeper.progress = _progress(item)
+            case p.Curves(points=points):
+                self._since_checkpoint += points
+            case p.CheckpointWritten(sha256=sha256) if sha256 not in self._stored:
+                self._send(item)
+            case CheckpointStored(step=step, artifact=artifact, curves=curves, points=points):
+                self._session.append(e.CheckpointSaved(step=step, artifact=artifact, curves=curves))
+                self._uploads.metrics(points)
+                self._stored.add(artifact.sha256)
+            case _:
+                pass
+
+    def _send(self, written: p.CheckpointWritten) -> None:
+        kept = self._outgoing / f"checkpoint-{written.step:012d}.zip"
+        os.link(written.path, kept)  # the child removes old ones, also while the store is away
+        points, self._since_checkpoint = tuple(self._since_checkpoint), []
+        self._last_point_ms = points[-1].timestamp_ms if points else self._last_point_ms
+        self._uploads.checkpoint(kept, written.step, f"checkpoints/{self._session.lease.token:04d}", points)
+
+    def _begin(self, fingerprint: Fingerprint) -> None:
+        session, token = self._session, self._session.lease.token
+        if not session.run.started:
+            tracking_run_id = session.open_tracking()
+            session.append(e.TrainingStarted(token=token, fingerprint=fingerprint, tracking_run_id=tracking_run_id))
+            return
+        before = session.run.fingerprint
+        differences = before.differences(fingerprint) if before is not None else ()
+        if differences and session.run.request.agent.resume_fidelity == "exact":
+            words = "a resume here would not be exact, as the request demands"
+            detail = "\n".join(differences)
+            raise ResumeImpossible(
+                Failure(kind="resume_impossible", words=words, field="agent.resume_fidelity", detail=detail)
+            )
+        session.append(
+            e.TrainingResumed(
+                token=token,
+                step=self._resumed.step if self._resumed is not None else 0,
+                checkpoint_sha256=self._resumed.artifact.sha256 if self._resumed is not None else None,
+                fidelity="approximate" if differences else "exact",
+                fingerprint=fingerprint,
+                differences=differences,
+            )
+        )
+
+
+def _progress(advanced: p.Advanced) -> Progress:
+    left = advanced.total - advanced.step
+    return Progress(
+        step=advanced.step,
+        total=advanced.total,
+        steps_per_s=advanced.steps_per_s,
+        reward=advanced.reward,
+        eta_s=left / advanced.steps_per_s if advanced.steps_per_s > 0 else None,
+        at=datetime.now(UTC),
+    )
