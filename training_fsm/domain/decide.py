@@ -17,6 +17,9 @@ from training_fsm.domain.states import State
 
 NAMESPACE = UUID("6f1d2b4e-6f0c-5a7e-9d6b-0a1f4c2d8e11")
 
+EVENT_BYTES_MAX = 524_288
+"""What one event may hold; the database refuses more, so that no event can block the way out."""
+
 Events = tuple[e.Event, ...]
 
 
@@ -40,6 +43,12 @@ def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> 
                 return Refusal(f"run_id: {run_id} exists already, in state {run.state.value}")
             config = request.features.versioned(now)
             requested = e.RunRequested(request=request, feature_config=config)
+            size = len(requested.model_dump_json().encode())
+            if size > EVENT_BYTES_MAX:
+                words = "feature_definitions counted twice, numbers written out"
+                return Refusal(
+                    f"request: expected at most {EVENT_BYTES_MAX} bytes with all defaults, {words}; got {size}"
+                )
             return (requested, _ask(run_id, attempt=1, now=now, policy=policy))
         case _ if run is None:
             return Refusal(f"run_id: there is no run {command.run_id}")

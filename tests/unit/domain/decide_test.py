@@ -1,0 +1,315 @@
+"""Decisions, read as given(events).when(command).then(events)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from training_fsm.domain import events as e
+from training_fsm.domain.commands import COMMAND_TYPES, CancelRun, Command, RequestTraining, RetryRun
+from training_fsm.domain.decide import (
+    Refusal,
+    answered,
+    deadline_passed,
+    decide,
+    failed,
+    feature_request_id,
+    hear,
+    overdue,
+)
+from training_fsm.domain.evolve import evolve
+from training_fsm.domain.facts import Failure
+from training_fsm.domain.machine import destination
+from training_fsm.domain.notifications import Notification, PreprocessCompleted, PreprocessFailed
+from training_fsm.domain.policy import Policy
+from training_fsm.domain.run import Run
+from training_fsm.domain.states import ENDS, State
+
+NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+POLICY = Policy(features_deadline_s=3600, attempts_max=3, backoff_first_s=2, backoff_max_s=60)
+DEADLINE = NOON + timedelta(seconds=3600)
+RUN_ID = "r"
+FIRST, SECOND = feature_request_id(RUN_ID, 1), feature_request_id(RUN_ID, 2)
+AWAY = Failure(kind="ingest_unavailable", words="no connection", service="ingest")
+
+Life = Callable[[str], tuple[e.Event, ...]]
+
+
+def fold(events: tuple[e.Event, ...]) -> Run | None:
+    """Each event through the machine and into the run."""
+    run: Run | None = None
+    for event in events:
+        run = evolve(run, RUN_ID, event, destination(run, event))
+    return run
+
+
+@dataclass(frozen=True)
+class Given:
+    """A run's history; `when` asks for what follows."""
+
+    events: tuple[e.Event, ...]
+
+    @property
+    def run(self) -> Run:
+        run = fold(self.events)
+        assert run is not None
+        return run
+
+    def when(self, wish: Command | Notification) -> "Then":
+        if isinstance(wish, Command):
+            return Then(self.events, decide(fold(self.events), wish, NOON, POLICY))
+        return Then(self.events, hear(self.run, wish))
+
+
+@dataclass(frozen=True)
+class Then:
+    """What followed."""
+
+    given: tuple[e.Event, ...]
+    outcome: tuple[e.Event, ...] | Refusal
+
+    def then(self, *events: e.Event) -> Run | None:
+        assert self.outcome == events
+        return fold((*self.given, *events))
+
+    def refused(self, words: str) -> None:
+        assert isinstance(self.outcome, Refusal)
+        assert words in self.outcome.reason
+
+
+def given(*events: e.Event) -> Given:
+    """A run with these events, or none yet."""
+    return Given(events)
+
+
+@pytest.fixture
+def histories(life: Life) -> dict[State, tuple[e.Event, ...]]:
+    """A history that ends in each state."""
+    whole = life(RUN_ID)
+    return {
+        State.NEW: (),
+        State.REQUESTED: whole[:1],
+        State.AWAITING_FEATURES: whole[:2],
+        State.TRAINING: whole[:9],
+        State.EVALUATING: whole[:11],
+        State.REGISTERED: whole,
+        State.REJECTED: (*whole[:11], e.ModelRejected(failed=("sharpe",))),
+        State.FAILED: (*whole[:2], e.RunFailed(reason=AWAY, failed_from=State.AWAITING_FEATURES)),
+        State.CANCELLED: (*whole[:2], e.RunCancelled(actor="a", why="w")),
+    }
+
+
+@pytest.fixture
+def request_training(life: Life) -> RequestTraining:
+    """The command that the run's life begins with."""
+    requested = life(RUN_ID)[0]
+    assert isinstance(requested, e.RunRequested)
+    return RequestTraining(run_id=RUN_ID, request=requested.request)
+
+
+CANCEL, RETRY = CancelRun(run_id=RUN_ID, actor="a", why="w"), RetryRun(run_id=RUN_ID, actor="a", why="w")
+COMPLETED = PreprocessCompleted(request_id=FIRST, total_features_computed=6, success_details={"features_4h": 6})
+READY = e.FeaturesReady(request_id=FIRST, total_features_computed=6, success_details={"features_4h": 6})
+BROKEN = PreprocessFailed(request_id=FIRST, error="preprocessing_error", words="no data", detail="failed_step: warmup")
+
+
+def test_a_request_makes_a_run_that_asks_for_features(request_training: RequestTraining) -> None:
+    """Both events come from one decision, with the deadline that the policy sets."""
+    request = request_training.request
+    run = (
+        given()
+        .when(request_training)
+        .then(
+            e.RunRequested(request=request, feature_config=request.features.versioned(NOON)),
+            e.FeaturesRequested(request_id=FIRST, attempt=1, deadline=DEADLINE),
+        )
+    )
+    assert run is not None
+    assert (run.state, run.version) == (State.AWAITING_FEATURES, 2)
+
+
+@pytest.mark.parametrize("state", list(State))
+@pytest.mark.parametrize("command_type", list(COMMAND_TYPES))
+def test_every_command_in_every_state_is_obeyed_or_refused_with_a_reason(
+    state: State,
+    command_type: str,
+    histories: dict[State, tuple[e.Event, ...]],
+    request_training: RequestTraining,
+) -> None:
+    """What is obeyed goes through the machine; what is refused says in which state the run is."""
+    command = {c.type: c for c in (CANCEL, RETRY, request_training)}[command_type]
+    then = Given(histories[state]).when(command)
+    fits = {
+        RequestTraining.type: state is State.NEW,
+        CancelRun.type: state is not State.NEW and state not in ENDS,
+        RetryRun.type: state is State.FAILED,
+    }[command_type]
+    if fits:
+        assert isinstance(then.outcome, tuple)
+        assert then.then(*then.outcome) is not None
+    else:
+        then.refused("there is no run r" if state is State.NEW else state.value)
+
+
+@pytest.mark.parametrize("state", [state for state in State if state is not State.NEW])
+@pytest.mark.parametrize("news", [COMPLETED, BROKEN], ids=["completed", "failed"])
+def test_every_notification_in_every_state_moves_the_run_or_nothing(
+    state: State, news: Notification, histories: dict[State, tuple[e.Event, ...]]
+) -> None:
+    """Only a run that waits is moved; a completion that comes too late is kept by a failed one."""
+    then = Given(histories[state]).when(news)
+    if state is State.AWAITING_FEATURES:
+        assert isinstance(then.outcome, tuple)
+        run = then.then(*then.outcome)
+        assert run is not None
+        assert run.state is (State.TRAINING if news is COMPLETED else State.FAILED)
+    elif state is State.FAILED and news is COMPLETED:
+        run = then.then(READY)
+        assert run is not None
+        assert (run.state, run.features_ready, run.failure) == (State.FAILED, READY, AWAY)
+    else:
+        then.then()
+
+
+@pytest.mark.parametrize("news", [COMPLETED, BROKEN], ids=["completed", "failed"])
+def test_news_for_another_request_are_not_heard(
+    news: Notification, histories: dict[State, tuple[e.Event, ...]]
+) -> None:
+    """The request id is the only link."""
+    stranger = news.model_copy(update={"request_id": SECOND})
+    Given(histories[State.AWAITING_FEATURES]).when(stranger).then()
+    Given(histories[State.REQUESTED]).when(stranger).then()
+
+
+def test_a_failure_of_preprocess_fails_the_run_in_its_words(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """Service, kind of error and detail are kept beside them."""
+    reason = Failure(
+        kind="preprocess_failed",
+        words="no data",
+        service="preprocess",
+        field="preprocessing_error",
+        detail="failed_step: warmup",
+    )
+    failure = e.RunFailed(reason=reason, failed_from=State.AWAITING_FEATURES)
+    Given(histories[State.AWAITING_FEATURES]).when(BROKEN).then(failure)
+
+
+def test_retry_asks_again_under_a_new_id(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """A run that failed for want of features goes back to waiting, as attempt two."""
+    run = (
+        Given(histories[State.FAILED])
+        .when(RETRY)
+        .then(
+            e.RunRetried(actor="a", why="w"),
+            e.FeaturesRequested(request_id=SECOND, attempt=2, deadline=DEADLINE),
+        )
+    )
+    assert run is not None
+    assert (run.state, run.failure, run.failed_from, run.attempts_failed) == (State.AWAITING_FEATURES, None, None, 0)
+
+
+def test_retry_uses_the_completion_that_came_too_late(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """Recorded in FAILED, it leads straight to TRAINING; a second one is not recorded again."""
+    late = Given((*histories[State.FAILED], READY))
+    late.when(COMPLETED).then()
+    run = late.when(RETRY).then(e.RunRetried(actor="a", why="w"), READY)
+    assert run is not None
+    assert run.state is State.TRAINING
+
+
+@pytest.mark.parametrize("state", [State.TRAINING, State.EVALUATING])
+def test_retry_goes_back_to_where_the_run_failed(state: State, histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """Work that failed is taken up again, with what it had reached."""
+    crashed = Failure(kind="worker_crashed", words="killed by signal 9")
+    before = Given(histories[state]).run
+    failure = e.RunFailed(reason=crashed, failed_from=state)
+    run = Given((*histories[state], failure)).when(RETRY).then(e.RunRetried(actor="a", why="w"))
+    assert run is not None
+    assert (run.state, run.checkpoints, run.failure) == (state, before.checkpoints, None)
+
+
+def test_retry_where_no_way_leads_back_is_refused(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """Old history may have failed in a state that the machine does not lead back to."""
+    failure = e.RunFailed(reason=AWAY, failed_from=State.REQUESTED)
+    Given((*histories[State.REQUESTED], failure)).when(RETRY).refused("no way back to REQUESTED")
+
+
+def test_an_answer_of_ingest_is_recorded_once(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """Not for another question, not twice, not once preprocess was quicker."""
+    waiting = Given(histories[State.AWAITING_FEATURES])
+    answer = e.FeatureRequestAnswered(request_id=FIRST, status=202, words="ok")
+    assert answered(waiting.run, FIRST, 202, "ok") == (answer,)
+    assert answered(waiting.run, SECOND, 202, "ok") == ()
+    assert answered(Given((*waiting.events, answer)).run, FIRST, 202, "ok") == ()
+    assert answered(Given(histories[State.TRAINING]).run, FIRST, 202, "ok") == ()
+
+
+def test_a_deadline_names_who_did_not_answer(life: Life) -> None:
+    """Before ingest's answer it is ingest, with its last words; after it preprocess."""
+    asked = (life(RUN_ID)[0], e.FeaturesRequested(request_id=FIRST, attempt=1, deadline=DEADLINE))
+    tried = e.AttemptFailed(reason=AWAY, attempt=1, retry_at=NOON)
+    run = given(*asked, tried).run
+    assert not deadline_passed(run, DEADLINE - timedelta(microseconds=1))
+    assert deadline_passed(run, DEADLINE)
+    [unasked] = overdue(run)
+    assert isinstance(unasked, e.RunFailed)
+    assert (unasked.reason.kind, unasked.reason.service, unasked.reason.detail) == (
+        "ingest_unavailable",
+        "ingest",
+        "no connection",
+    )
+    accepted = given(*asked, tried, e.FeatureRequestAnswered(request_id=FIRST, status=202, words="ok")).run
+    [silent] = overdue(accepted)
+    assert isinstance(silent, e.RunFailed)
+    assert (silent.reason.kind, silent.reason.service, silent.reason.detail) == ("deadline", "preprocess", None)
+    assert fold((*asked, silent)) is not None
+
+
+def test_a_run_past_waiting_has_no_deadline(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """The question of a run in TRAINING is answered, whenever it was due."""
+    for state in (State.REQUESTED, State.TRAINING, State.CANCELLED):
+        assert not deadline_passed(Given(histories[state]).run, DEADLINE + timedelta(days=1))
+
+
+def test_a_passing_fault_is_tried_again_until_the_attempts_are_used_up(
+    histories: dict[State, tuple[e.Event, ...]],
+) -> None:
+    """Progress between two faults starts the count anew."""
+    training = histories[State.TRAINING]
+    fault = Failure(kind="outside_unavailable", words="mlflow is away")
+
+    def next_after(*events: e.Event) -> tuple[e.Event, ...]:
+        return failed(given(*events).run, fault, passing=True, now=NOON, policy=POLICY, jitter=0)
+
+    first = next_after(*training)
+    assert first == (e.AttemptFailed(reason=fault, attempt=1, retry_at=NOON + timedelta(seconds=1)),)
+    second = next_after(*training, *first)
+    assert second == (e.AttemptFailed(reason=fault, attempt=2, retry_at=NOON + timedelta(seconds=2)),)
+    assert next_after(*training, *first, *second) == (e.RunFailed(reason=fault, failed_from=State.TRAINING),)
+    progress = training[7]
+    assert isinstance(progress, e.CheckpointSaved)
+    assert next_after(*training, *first, *second, progress) == first
+
+
+def test_a_fault_that_does_not_pass_fails_the_run_at_once(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """No attempt is spent on what cannot change."""
+    for state in (State.AWAITING_FEATURES, State.TRAINING, State.EVALUATING):
+        run = Given(histories[state]).run
+        assert failed(run, AWAY, passing=False, now=NOON, policy=POLICY, jitter=0) == (
+            e.RunFailed(reason=AWAY, failed_from=state),
+        )
+
+
+def test_asking_ingest_is_bounded_by_the_deadline_alone(life: Life) -> None:
+    """However many attempts failed, the next one comes no later than the deadline."""
+    asked = (life(RUN_ID)[0], e.FeaturesRequested(request_id=FIRST, attempt=1, deadline=NOON + timedelta(seconds=45)))
+    tried = e.AttemptFailed(reason=AWAY, attempt=40, retry_at=NOON)
+    [again] = failed(given(*asked, tried).run, AWAY, passing=True, now=NOON, policy=POLICY, jitter=1)
+    assert again == e.AttemptFailed(reason=AWAY, attempt=41, retry_at=NOON + timedelta(seconds=45))
+
+
+def test_a_command_without_a_decision_is_a_fault_of_ours(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """A command type that nobody decides must not pass as a refusal."""
+    with pytest.raises(TypeError, match="no decision for Command"):
+        decide(Given(histories[State.TRAINING]).run, Command(run_id=RUN_ID), NOON, POLICY)
