@@ -110,6 +110,8 @@ def test_the_death_signal_works_without_the_watchdog(tmp_path: Path) -> None:
     _kill(parent)
     assert len(children) == 2
     assert _left_after(children) == set()
+    for group in servers:  # the shell's own child, which nobody watches any more
+        os.killpg(group, signal.SIGKILL)
 
 
 def test_a_child_whose_parent_is_gone_already_does_not_start() -> None:
