@@ -45,7 +45,7 @@ def _failed(message: Message, body: dict[str, JsonValue]) -> NotificationReceive
         return None  # a resampling error names no request: the deadline catches it
     match event_type:
         case "preprocessing_error":
-            words = body.get("error_message")
+            words = body.get("error_message") or "no words"
             detail = {"failed_step": body.get("failed_step")} | _object(body.get("error_details"))
         case "feature_validation_error":
             words = f"invalid features: {body.get('invalid_features')}"
