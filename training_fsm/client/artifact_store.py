@@ -1,6 +1,7 @@
 """Files by digest in MLflow's artifact store, beside the tracking run that they belong to."""
 
 import os
+import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
 
@@ -28,7 +29,7 @@ class MlflowArtifacts:
         with tempfile.TemporaryDirectory(prefix="put-", dir=path.parent) as scratch:
             # MLflow stores under the local file's own name.
             named = Path(scratch) / name
-            os.link(path, named)
+            _same_file(path, named)
             with self._connection.calls(f"store {stored}") as client:
                 there = {entry.path: entry.file_size for entry in client.list_artifacts(tracking_run_id, folder)}
                 if there.get(stored) != size_bytes:
@@ -57,6 +58,14 @@ class MlflowArtifacts:
                 raise _damaged(artifact, f"has sha256 {found}, the log says {artifact.sha256}")
             os.replace(fetched, local)
         return local
+
+
+def _same_file(path: Path, named: Path) -> None:
+    try:
+        os.link(path, named)
+    except OSError:
+        # Not every file system has hard links.
+        shutil.copyfile(path, named)
 
 
 def _parsed(uri: str) -> tuple[str, str]:

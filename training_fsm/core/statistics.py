@@ -16,6 +16,8 @@ from training_fsm.domain.validations import losing_streaks
 Array = NDArray[np.float64]
 
 _ELEMENTS_AT_ONCE = 2_000_000
+_LEAST_EQUITY, _MOST_EQUITY = 1e-60, 1e60
+"""Within these, squares of returns are still numbers."""
 _LARGEST_LOG = 700.0
 """exp of more is no float64; a few bars can annualise to that."""
 
@@ -120,9 +122,9 @@ def _band(name: str, ordered: Array, tail: float, confidence: float) -> MetricBa
 
 
 def _sound(equity: ArrayLike) -> Array:
-    """The curve in float64; 0 from the first value on that is not a positive number."""
+    """The curve in float64; 0 from the first value on that is no amount of money."""
     curve = np.array(equity, dtype=np.float64).reshape(-1)
-    lost = np.flatnonzero(~(np.isfinite(curve) & (curve > 0)))
+    lost = np.flatnonzero(~((curve >= _LEAST_EQUITY) & (curve <= _MOST_EQUITY)))
     if lost.size:
         curve[lost[0] :] = 0.0
     return curve
