@@ -1,7 +1,7 @@
 """Rows from local parquet files, as the family lays them: one small file per day.
 
-Feast's own reader makes a partition of each file and sorts across them: 1.0 s for the 260 files of a year, five
-times that for five views. Read one after the other they take 25 ms a view.
+Feast's own reader makes a partition of each file and sorts across them: more than a second for the 260 files of a year,
+for each view. Read one after the other they take 20 ms (benchmarks/feast_fetch.py).
 """
 
 import glob
@@ -32,6 +32,11 @@ def _files(pattern: Path) -> list[str]:
 
 
 def _read(path: str, columns: Sequence[str]) -> pa.Table:
-    with pq.ParquetFile(path) as file:
-        # The schema that pandas may have left in the file would make an index of a column.
-        return file.read(columns=list(columns)).replace_schema_metadata(None)
+    whole = pa.py_buffer(Path(path).read_bytes())
+    try:
+        # Handing a few rows to threads takes three times as long as reading them.
+        table = pq.ParquetFile(whole).read(columns=list(columns), use_threads=False)
+    except pa.ArrowInvalid as error:
+        raise pa.ArrowInvalid(f"{path}: {error}") from error
+    # What pandas may have left in the schema would make an index of a column.
+    return table.replace_schema_metadata(None)

@@ -5,6 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from urllib.parse import urlparse
 
 import pandas as pd
@@ -14,7 +16,8 @@ from feast.data_format import ParquetFormat
 from feast.errors import FeastError
 from feast.infra.offline_stores.offline_store import OfflineStore
 from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
-from feast.infra.registry.sql import FeastRegistrySchemaError
+from feast.infra.registry.base_registry import BaseRegistry
+from feast.infra.registry.sql import FeastRegistrySchemaError, SqlRegistry
 from sqlalchemy.exc import SQLAlchemyError
 
 from training_fsm.client.day_files import read_day_files
@@ -46,15 +49,31 @@ class FeastSettings:
 
 
 class FeastClient:
-    """Reads feature rows. Opens the store at its first use; may be shared by threads."""
+    """Reads feature rows. Opens the store at its first use; closes it as a context manager, or by `close`."""
 
     def __init__(self, settings: FeastSettings) -> None:
         self._settings = settings
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the registry's connections; the next use opens new ones."""
+        self.__dict__.pop("_store", None)
+        registry = self.__dict__.pop("_registry", None)
+        if isinstance(registry, SqlRegistry):
+            registry.write_engine.dispose()
+            registry.read_engine.dispose()
+
     def warm_up(self) -> None:
         """Pay for opening the registry before a run needs it. Raises OutsideUnavailable."""
         with _reaching_feast():
-            self._store.registry.list_feature_services(self._store.project, allow_cache=False)
+            self._registry.list_feature_services(self._store.project, allow_cache=False)
 
     def read(self, request: TrainingRequest, feature_config: FeatureConfigVersionInfo) -> FeatureRows:
         """All fields of the run's feature service for the bars of [start, end), one row per bar that all views have.
@@ -63,7 +82,7 @@ class FeastClient:
         Raises FeaturesMissing with service, field or range, DataUnusable, or OutsideUnavailable.
         """
         with _reaching_feast():
-            service = resolve_service(self._store.registry, self._store.project, request, feature_config)
+            service = resolve_service(self._registry, self._store.project, request, feature_config)
         rows = [ViewRows(view.name, self._rows(view, request, service.name)) for view in service.views]
         check_coverage(rows, request.range, request.timeframe, service.name)
         observation, reward = service.fields(OBSERVATION), service.fields(REWARD)
@@ -79,12 +98,16 @@ class FeastClient:
             config=RepoConfig(
                 project=settings.project,
                 provider="local",
-                registry=_registry(settings.registry or ""),
+                registry=_registry_config(settings.registry or ""),
                 offline_store={"type": "file"},
                 online_store=None,
                 entity_key_serialization_version=3,
             )
         )
+
+    @cached_property
+    def _registry(self) -> BaseRegistry:
+        return self._store.registry
 
     @cached_property
     def _offline_store(self) -> OfflineStore:
@@ -142,7 +165,7 @@ def _reaching_feast() -> Iterator[None]:
         raise OutsideUnavailable("feast", f"{type(error).__name__}: {error}") from error
 
 
-def _registry(location: str) -> dict[str, object]:
+def _registry_config(location: str) -> dict[str, object]:
     if "://" not in location or urlparse(location).scheme in ("file", "s3", "gs", "hdfs"):
         return {"registry_type": "file", "path": location}
     # A reader makes no tables: where they are missing, preprocess has not been here yet.

@@ -45,17 +45,18 @@ def join_views(views: Sequence[ViewRows], service: str) -> pd.DataFrame:
     frames = [merge_duplicates(view.frame).set_index(TIME) for view in views]
     joined = pd.concat(frames, axis="columns", join="inner").sort_index()
     every_bar = reduce(pd.DatetimeIndex.union, (pd.DatetimeIndex(frame.index) for frame in frames))
-    if len(every_bar) - len(joined) > UNMATCHED_MAX_FRACTION * len(every_bar):
+    unmatched = len(every_bar) - len(joined)
+    if unmatched > UNMATCHED_MAX_FRACTION * len(every_bar):
         shortest = min(range(len(frames)), key=lambda number: len(frames[number]))
         lacking = every_bar.difference(pd.DatetimeIndex(frames[shortest].index))
         raise FeaturesMissing(
             Failure(
                 kind="features_missing",
-                words=f"feature view {views[shortest].view} of service {service} lacks {len(lacking)} of "
-                f"{len(every_bar)} bars that other views have; expected at most 1 % without a match",
+                words=f"feature service {service}: {unmatched} of {len(every_bar)} bars are not in all of its views, "
+                f"expected at most 1 %; view {views[shortest].view} lacks most, {len(lacking)}",
                 service=service,
                 field=", ".join(frames[shortest].columns),
-                range=f"{lacking[0].isoformat()} to {lacking[-1].isoformat()}" if len(lacking) else None,
+                range=f"{lacking[0].isoformat()} to {lacking[-1].isoformat()}",
             )
         )
     return joined.reset_index(names=TIME)

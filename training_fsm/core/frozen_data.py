@@ -76,7 +76,8 @@ def freeze(rows: FeatureRows, request: TrainingRequest, folder: Path) -> FrozenF
     frame = merge_duplicates(rows.frame[[TIME, *names]]).sort_values(TIME, ignore_index=True)
     if frame.empty:
         raise unusable("there are no rows")
-    frame = frame.astype({TIME: "datetime64[us, UTC]", **dict.fromkeys(names, np.float32)})
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, which is told below
+        frame = frame.astype({TIME: "datetime64[us, UTC]", **dict.fromkeys(names, np.float32)})
     warmup = warmup_rows(frame)
     per_year = periods_per_year(len(frame), request.range)
     frame = frame.iloc[warmup:].reset_index(drop=True)
@@ -108,7 +109,8 @@ def load_frozen(path: Path, frozen: DataFrozen) -> pd.DataFrame:
         frame: pd.DataFrame = pq.read_table(path).to_pandas()
         found = frame_digest(frame)
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-        raise _damaged(f"frozen data {path.name}: expected a frame with digest {frozen.digest}: {error}") from error
+        words = f"frozen data {path.name}: expected digest {frozen.digest}, got {type(error).__name__}: {error}"
+        raise _damaged(words) from error
     if found != frozen.digest:
         raise _damaged(f"frozen data {path.name}: expected digest {frozen.digest}, got {found}")
     return frame
