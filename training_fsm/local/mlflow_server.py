@@ -7,11 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import httpx
+from training_fsm.local.process import ManagedProcess, answers_http, claim_port, start_process, wait_until
 
-from training_fsm.local.process import ManagedProcess, claim_port, start_process, wait_until
-
-_TIMEOUT_S = 120
+START_TIMEOUT_S = 120
 
 
 @dataclass(frozen=True)
@@ -19,7 +17,12 @@ class MlflowServer:
     """A running server; ``url`` is its tracking and registry URI. Leaving the context stops it."""
 
     url: str
+    port: int
     process: ManagedProcess
+
+    def answers(self) -> bool:
+        """Whether it is ready."""
+        return answers_http(self.port, "/health")
 
     def stop(self) -> None:
         """Stop in order, so that a running upload comes to its end."""
@@ -40,6 +43,21 @@ def start_mlflow_server(data_dir: Path, *, log: Path, port: int | None = None) -
     Raises:
         StartFailed: the port is taken, or the server did not become ready.
     """
+    server = launch_mlflow_server(data_dir, log=log, port=port)
+    try:
+        wait_until(server.answers, server.process, START_TIMEOUT_S, "MLflow")
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def launch_mlflow_server(data_dir: Path, *, log: Path, port: int | None = None) -> MlflowServer:
+    """Start the same server without waiting for it: it takes seconds, in which others can start.
+
+    Raises:
+        StartFailed: the port is taken.
+    """
     data_dir = data_dir.absolute()
     data_dir.mkdir(parents=True, exist_ok=True)
     chosen_port = claim_port(port, "MLflow")
@@ -48,13 +66,7 @@ def start_mlflow_server(data_dir: Path, *, log: Path, port: int | None = None) -
     argv += ["--workers", "1", "--backend-store-uri", f"sqlite:///{data_dir / 'mlflow.db'}"]
     argv += ["--serve-artifacts", "--artifacts-destination", str(data_dir / "artifacts")]
     process = start_process("mlflow", argv, log=log, env=_environment(), cwd=data_dir)
-    try:
-        with httpx.Client(base_url=url, trust_env=False, timeout=2) as client:
-            wait_until(lambda: _is_healthy(client), process, _TIMEOUT_S, "MLflow")
-    except BaseException:
-        process.stop()
-        raise
-    return MlflowServer(url, process)
+    return MlflowServer(url, chosen_port, process)
 
 
 def _environment() -> dict[str, str]:
@@ -64,10 +76,3 @@ def _environment() -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # two processes less
     }
-
-
-def _is_healthy(client: httpx.Client) -> bool:
-    try:
-        return client.get("/health").is_success
-    except httpx.TransportError:
-        return False

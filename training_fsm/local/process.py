@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
@@ -241,3 +242,15 @@ def accepts_connections(port: int) -> bool:
             return False
         # Without a listener, TCP may connect an ephemeral port to itself.
         return bool(probe.getsockname() != probe.getpeername())
+
+
+def answers_http(port: int, path: str) -> bool:
+    """Whether a server on loopback answers a GET with success; no proxy is asked."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status < 300
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
