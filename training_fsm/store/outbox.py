@@ -90,14 +90,11 @@ class PostgresOutbox:
         if not ids:
             return frozenset()
         with domain_errors(), self._engine.begin() as connection:
-            known: dict[str, str] = dict(
-                connection.execute(
-                    sa.text("SELECT topic, topic_id FROM topics WHERE topic = ANY(:topics) FOR UPDATE"),
-                    {"topics": list(ids)},
-                )
-                .tuples()
-                .all()
+            rows = connection.execute(
+                sa.text("SELECT topic, topic_id FROM topics WHERE topic = ANY(:topics) FOR UPDATE"),
+                {"topics": list(ids)},
             )
+            known: dict[str, str] = {row.topic: row.topic_id for row in rows}
             news = [{"topic": topic, "topic_id": ids[topic]} for topic in ids if known.get(topic) != ids[topic]]
             if news:
                 connection.execute(sql.REMEMBER_TOPIC, news)
