@@ -100,9 +100,6 @@ class LocalStack:
         anew = [each for layer in self._layers for each in layer if each.tend(self._say)]
         if self._broker in anew and self._options.kafka_home is None:
             self._say("the embedded broker has forgotten its topics; every event goes out again")
-            for each in self._kafka_clients:
-                each.stop()
-                each.start()
         if anew:
             write_services(self._home, self.services)
 
@@ -175,6 +172,9 @@ class LocalStack:
         kafka_home = self._options.kafka_home
         log, port = self._log("kafka"), self._kafka_port
         if kafka_home is None:
+            # A client of the one before would wait in groups that this one has never heard of.
+            for each in self._kafka_clients:
+                each.stop()
             broker = start_embedded_broker(log=log, port=port)
         else:
             broker = start_apache_kafka(kafka_home, self._home / "kafka", log=log, port=port)
