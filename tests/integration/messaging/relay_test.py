@@ -281,6 +281,7 @@ def test_a_killed_relay_is_followed_by_one_that_leaves_nothing_out(
 
 def test_the_topics_have_ids(station: "Station") -> None:
     """By them one that was made anew is recognised."""
-    ids = topic_ids(make_admin(station.settings), (*station.topics.all, "nowhere"))
-    assert ids.keys() == set(station.topics.all)
+    admin, names = make_admin(station.settings), set(station.topics.all)
+    ids = station.wait(lambda: topic_ids(admin, (*names, "nowhere")), lambda found: found.keys() >= names)
+    assert ids.keys() == names
     assert len(set(ids.values())) == len(ids)
