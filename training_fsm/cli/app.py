@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from training_fsm.cli import audit_commands, role_commands, run_commands, up_command
+from training_fsm.cli import audit_commands, demo_command, role_commands, run_commands, up_command
 from training_fsm.cli.context import Home
 from training_fsm.cli.errors import ReportingGroup
 
@@ -16,6 +16,7 @@ app = typer.Typer(
 )
 app.add_typer(run_commands.app, name="run")
 app.add_typer(audit_commands.app, name="audit")
+demo_command.register(app)
 up_command.register(app)
 role_commands.register(app)
 

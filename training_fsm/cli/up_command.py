@@ -77,6 +77,7 @@ def up(
     with interruptible(), running(options, console) as stack:
         console.print(f"up in {time.monotonic() - started:.0f} s, Ctrl-C stops it")
         print_services(console, stack.services, options)
+        _print_hints(console, stack.services, options)
         _warn_of_environment(stack.services)
         try:
             while True:
@@ -131,14 +132,9 @@ def _saying(console: "Console") -> Callable[[str], None]:
 
 
 def print_services(console: "Console", services: "Services", options: "StackOptions") -> None:
-    """Addresses, and what one may do next."""
-    import shlex
-
+    """Where everything is."""
     import sqlalchemy as sa
     from rich.table import Table
-
-    from training_fsm.local.stack import EXAMPLES
-    from training_fsm.settings import default_home
 
     home = options.home
     url = sa.make_url(services.database_url)
@@ -159,6 +155,18 @@ def print_services(console: "Console", services: "Services", options: "StackOpti
     ):
         table.add_row(name, address, what)
     console.print(table, soft_wrap=True)
+
+
+def _print_hints(console: "Console", services: "Services", options: "StackOptions") -> None:
+    """What one may do next."""
+    import shlex
+
+    import sqlalchemy as sa
+
+    from training_fsm.local.stack import EXAMPLES
+    from training_fsm.settings import default_home
+
+    home, url = options.home, sa.make_url(services.database_url)
     ours = "training-fsm" if home == default_home() else f"training-fsm --home {shlex.quote(str(home))}"
     topic = f"{services.topic_prefix}events.train-model"
     console.print("next:")
