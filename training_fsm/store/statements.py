@@ -21,8 +21,13 @@ CLAIMABLE = sa.text(
 )
 
 INSERT_COMMANDS = sa.text(
-    "INSERT INTO commands (source, command_id, command_type, run_id, outcome, reason, received_at) "
-    "VALUES (:source, :command_id, :command_type, :run_id, :outcome, :reason, :now)"
+    """
+    INSERT INTO commands (source, command_id, command_type, run_id, outcome, reason, received_at)
+    SELECT *, cast(:now AS timestamptz) FROM unnest(
+        cast(:source AS text[]), cast(:command_id AS text[]), cast(:command_type AS text[]), cast(:run_id AS text[]),
+        cast(:outcome AS text[]), cast(:reason AS text[])
+    )
+    """
 )
 
 # Payloads travel as binary arrays and become json in the SELECT: four times as fast as text arrays.
@@ -43,12 +48,19 @@ INSERT_EVENTS = sa.text(
     """
 )
 
-WRITE_HEAD_NEW = sa.text(
+INSERT_HEADS = sa.text(
     """
     INSERT INTO run_heads (run_id, state, version, token, worker, lease_until, due_at, request_id, model, symbol,
                            timeframe, requested_at, changed_at, last_hash, run)
-    VALUES (:run_id, :state, :version, :token, :worker, :lease_until, :due_at, :request_id, :model, :symbol,
-            :timeframe, :now, :now, :last_hash, cast(:run AS json))
+    SELECT run_id, state, version, token, worker, lease_until, due_at, request_id, model, symbol, timeframe,
+           cast(:now AS timestamptz), cast(:now AS timestamptz), last_hash, convert_from(run, 'UTF8')::json
+    FROM unnest(
+        cast(:run_id AS text[]), cast(:state AS text[]), cast(:version AS int[]), cast(:token AS int[]),
+        cast(:worker AS text[]), cast(:lease_until AS timestamptz[]), cast(:due_at AS timestamptz[]),
+        cast(:request_id AS text[]), cast(:model AS text[]), cast(:symbol AS text[]), cast(:timeframe AS text[]),
+        cast(:last_hash AS bytea[]), cast(:run AS bytea[])
+    ) AS new (run_id, state, version, token, worker, lease_until, due_at, request_id, model, symbol, timeframe,
+              last_hash, run)
     """
 )
 
@@ -57,7 +69,8 @@ WRITE_HEAD = sa.text(
     UPDATE run_heads
     SET state = :state, version = :version, token = :token, worker = :worker,
         lease_until = CASE WHEN :keep_lease THEN lease_until ELSE :lease_until END,
-        due_at = :due_at, request_id = :request_id, changed_at = :now, last_hash = :last_hash, run = cast(:run AS json)
+        due_at = :due_at, request_id = :request_id, changed_at = :now, last_hash = :last_hash,
+        run = cast(convert_from(:run, 'UTF8') AS json)
     WHERE run_id = :run_id AND version = :read_version AND token = :read_token
     """
 )

@@ -62,7 +62,7 @@ class PostgresUnitOfWork:
         self._entries: list[InboxEntry] = []
         self._letters: list[dict[str, object]] = []
         self._checkpoints: list[dict[str, object]] = []
-        self._feature_configs: list[dict[str, object]] = []
+        self._feature_configs: dict[str, dict[str, object]] = {}
         self._claimable: list[str] = []
 
     def runs(self, run_ids: Sequence[str]) -> Mapping[str, Run]:
@@ -189,10 +189,10 @@ class PostgresUnitOfWork:
             case CheckpointSaved(step=step, artifact=artifact):
                 row: dict[str, object] = {"run_id": run_id, "step": step, "saved_at": self.now}
                 self._checkpoints.append(row | artifact.model_dump())
-            case RunRequested(feature_config=config):
+            case RunRequested(feature_config=config) if config.hash not in self._feature_configs:
                 definitions = [definition.model_dump(mode="json") for definition in config.feature_definitions]
                 row = config.model_dump(exclude={"feature_definitions"})
-                self._feature_configs.append(row | {"feature_definitions": json.dumps(definitions)})
+                self._feature_configs[config.hash] = row | {"feature_definitions": json.dumps(definitions)}
             case _:
                 pass
         if head.run is not None and head.run.ended:
@@ -201,20 +201,22 @@ class PostgresUnitOfWork:
     def flush(self) -> None:
         """Write everything. Raises Conflict where a head has moved since it was read."""
         if self._entries:
-            self._connection.execute(sql.INSERT_COMMANDS, [_entry_row(entry, self.now) for entry in self._entries])
+            names = ("source", "command_id", "command_type", "run_id", "outcome", "reason")
+            self._connection.execute(sql.INSERT_COMMANDS, _columns(self._entries, names) | {"now": self.now})
         if self._events:
             self._connection.execute(sql.INSERT_EVENTS, _event_columns(self._events))
-        changed = sorted((run_id, head) for run_id, head in self._heads.items() if head.changed)
-        for run_id, head in changed:  # in run-id order, so that two units cannot wait for each other
-            result = self._connection.execute(
-                sql.WRITE_HEAD_NEW if head.version == 0 else sql.WRITE_HEAD, self._row(run_id)
-            )
-            if result.rowcount != 1:
+        changed = sorted(run_id for run_id, head in self._heads.items() if head.changed)
+        if new := [self._row(run_id) for run_id in changed if self._heads[run_id].version == 0]:
+            arrays = {name: [row[name] for row in new] for name in new[0]}
+            self._connection.execute(sql.INSERT_HEADS, arrays | {"now": self.now})
+        for run_id in changed:  # in run-id order, so that two units cannot wait for each other
+            head = self._heads[run_id]
+            if head.version and self._connection.execute(sql.WRITE_HEAD, self._row(run_id)).rowcount != 1:
                 raise Conflict(f"run {run_id} has moved on since version {head.version}")
         for statement, rows in (
             (sql.INSERT_LETTERS, self._letters),
             (sql.INSERT_CHECKPOINTS, self._checkpoints),
-            (sql.INSERT_FEATURE_CONFIGS, self._feature_configs),
+            (sql.INSERT_FEATURE_CONFIGS, [self._feature_configs[key] for key in sorted(self._feature_configs)]),
         ):
             if rows:
                 self._connection.execute(statement, rows)
@@ -244,27 +246,21 @@ class PostgresUnitOfWork:
             "timeframe": run.request.timeframe.value,
             "now": self.now,
             "last_hash": head.last_hash,
-            "run": run.model_dump_json(),
+            "run": run.model_dump_json().encode(),
         }
 
 
-def _entry_row(entry: InboxEntry, now: datetime) -> dict[str, object]:
-    return {
-        "source": entry.source,
-        "command_id": entry.command_id,
-        "command_type": entry.command_type,
-        "run_id": entry.run_id,
-        "outcome": entry.outcome,
-        "reason": entry.reason,
-        "now": now,
-    }
+def _columns(rows: Sequence[object], names: Sequence[str]) -> dict[str, object]:
+    """One array for each column: a statement takes any number of rows at once."""
+    return {name: [getattr(row, name) for row in rows] for name in names}
 
 
 def _event_columns(events: Sequence[tuple[Envelope, bytes, bytes]]) -> dict[str, object]:
-    names = ("stream", "version", "type", "schema_version", "occurred_at", "from_state", "to_state")
-    columns: dict[str, object] = {name: [getattr(envelope, name) for envelope, _, _ in events] for name in names}
-    for name in ("actor", "causation_id", "correlation_id", "payload"):
-        columns[name] = [getattr(envelope, name) for envelope, _, _ in events]
+    names = (
+        "stream", "version", "type", "schema_version", "occurred_at", "from_state", "to_state",
+        "actor", "causation_id", "correlation_id", "payload",
+    )  # fmt: skip
+    columns = _columns([envelope for envelope, _, _ in events], names)
     columns["previous_hash"] = [previous for _, previous, _ in events]
     columns["hash"] = [digest for _, _, digest in events]
     return columns
