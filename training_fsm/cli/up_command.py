@@ -140,6 +140,9 @@ def print_services(console: "Console", services: "Services", options: "StackOpti
     url = sa.make_url(services.database_url)
     kafka = "embedded broker, topics in memory" if options.kafka_home is None else "Apache Kafka"
     table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for name, address, what in (
         (
             "PostgreSQL",
@@ -154,7 +157,7 @@ def print_services(console: "Console", services: "Services", options: "StackOpti
         ("services", str(home / "services.json"), "by which other commands find all this"),
     ):
         table.add_row(name, address, what)
-    console.print(table, soft_wrap=True)
+    console.print(table)
 
 
 def _print_hints(console: "Console", services: "Services", options: "StackOptions") -> None:

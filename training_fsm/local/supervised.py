@@ -9,7 +9,7 @@ from training_fsm.local.process import ManagedProcess, StartFailed
 QUICK_S = 20.0
 """Who lived longer was well, and begins to count anew."""
 DEATHS_MAX = 5
-PAUSE_FIRST_S, PAUSE_MAX_S = 0.5, 10.0
+PAUSE_MAX_S = 10.0
 
 
 @dataclass(slots=True)
@@ -22,6 +22,8 @@ class Supervised:
     ready: Callable[[ManagedProcess], bool] = lambda _: True
     grace_s: float = 10.0
     """How long it may take to stop in order."""
+    pause_first_s: float = 0.5
+    """Between its first death and its next start; doubles with every death in a row."""
     process: ManagedProcess | None = None
     _deaths: int = 0
     _launched_at: float = 0.0
@@ -67,6 +69,6 @@ class Supervised:
         self._deaths = self._deaths + 1 if now - self._launched_at < QUICK_S else 1
         if self._deaths > DEATHS_MAX:
             raise StartFailed(f"{self.name} {words}, {self._deaths} times in a row; {last}")
-        pause_s = min(PAUSE_FIRST_S * 2 ** (self._deaths - 1), PAUSE_MAX_S)
+        pause_s = min(self.pause_first_s * 2 ** (self._deaths - 1), PAUSE_MAX_S)
         self._again_at = now + pause_s
         say(f"{self.name} {words}, starts again in {pause_s:g} s")

@@ -3,16 +3,13 @@
 from collections.abc import Sequence
 
 from training_fsm.domain import events as e
-from training_fsm.service.audit_log import LoggedEvent
 
 
-def faults_of_log(history: Sequence[LoggedEvent], whole_timesteps: int) -> list[str]:
+def faults_of_log(versions: Sequence[int], events: Sequence[e.Event], whole_timesteps: int) -> list[str]:
     """Everything in a run's history that is not as one killed and one resuming worker leave it, in words."""
     faults = []
-    versions = [logged.version for logged in history]
-    if versions != list(range(1, len(history) + 1)):
-        faults.append(f"versions: expected 1 to {len(history)} without a gap, got {versions}")
-    events = [logged.event for logged in history]
+    if list(versions) != list(range(1, len(events) + 1)):
+        faults.append(f"versions: expected 1 to {len(events)} without a gap, got {list(versions)}")
     registered = [event for event in events if isinstance(event, e.ModelRegistered)]
     if len(registered) != 1 or not isinstance(events[-1], e.ModelRegistered):
         faults.append(f"model_registered: expected exactly one, as the last event, got {len(registered)}")
@@ -44,8 +41,7 @@ def _faults_of_resume(events: Sequence[e.Event]) -> list[str]:
     return [] if resume.fidelity == "exact" else [f"training_resumed: expected exact, got {resume.fidelity}"]
 
 
-def faults_of_kafka(published: Sequence[int], history: Sequence[LoggedEvent]) -> list[str]:
+def faults_of_kafka(published: Sequence[int], versions: Sequence[int]) -> list[str]:
     """Whether the versions read from the events topic, repeats dropped, are those of the log in their order."""
-    seen = list(dict.fromkeys(published))
-    expected = [logged.version for logged in history]
+    seen, expected = list(dict.fromkeys(published)), list(versions)
     return [] if seen == expected else [f"events topic: expected versions {expected}, got {seen}"]

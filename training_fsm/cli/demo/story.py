@@ -45,8 +45,9 @@ def tell(stack: LocalStack, console: Console) -> None:
     faults = _expected_end(followed)
     console.print(_take_over(followed), soft_wrap=True)
     published = published_versions(settings, run_id, followed.details.version)
-    faults += faults_of_log(followed.history, request.agent.whole_timesteps)
-    faults += faults_of_kafka(published, followed.history)
+    versions = [logged.version for logged in followed.history]
+    faults += faults_of_log(versions, [logged.event for logged in followed.history], request.agent.whole_timesteps)
+    faults += faults_of_kafka(published, versions)
 
     _heading(console, "the backtest, on bars that no training has seen")
     evaluation = followed.details.run.evaluation
