@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from training_fsm.client.digest import file_digest
 from training_fsm.client.mlflow_client import MlflowConnection
-from training_fsm.domain.errors import ArtifactDamaged
+from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable
 from training_fsm.domain.facts import Artifact, Failure
 
 _SCHEME = "runs:/"
@@ -47,17 +47,25 @@ class MlflowArtifacts:
             return local
         into.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="get-", dir=into) as scratch:
-            with self._connection.calls(f"fetch {artifact.uri}") as client:
-                beside = client.list_artifacts(tracking_run_id, str(PurePosixPath(stored).parent))
-                if stored not in {entry.path for entry in beside}:
-                    raise _damaged(artifact, "is not in the store any more")
-                # With a destination MLflow copies; without one a local store hands out its own file.
-                fetched = Path(client.download_artifacts(tracking_run_id, stored, scratch))
+            fetched = self._fetch(artifact, tracking_run_id, stored, scratch)
             found = file_digest(fetched)
             if found != artifact.sha256:
                 raise _damaged(artifact, f"has sha256 {found}, the log says {artifact.sha256}")
             os.replace(fetched, local)
         return local
+
+    def _fetch(self, artifact: Artifact, tracking_run_id: str, stored: str, scratch: str) -> Path:
+        try:
+            with self._connection.calls(f"fetch {artifact.uri}") as client:
+                beside = client.list_artifacts(tracking_run_id, str(PurePosixPath(stored).parent))
+                if stored not in {entry.path for entry in beside}:
+                    raise _damaged(artifact, "is not in the store any more")
+                # With a destination MLflow copies; without one a local store hands out its own file.
+                return Path(client.download_artifacts(tracking_run_id, stored, scratch))
+        except OutsideUnavailable as error:
+            if getattr(error.__cause__, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
+                raise _damaged(artifact, "belongs to a tracking run that is gone") from error
+            raise
 
 
 def _same_file(path: Path, named: Path) -> None:

@@ -12,8 +12,7 @@ from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from training_fsm.core.trading_env import BaseTradingEnv, Observation
 from training_fsm.core.trading_vec_env import TradingVecEnv
-from training_fsm.domain.errors import TrainingFsmError
-from training_fsm.domain.facts import Failure
+from training_fsm.domain.errors import DeviceUnavailable
 from training_fsm.domain.hyperparameters import AgentSettings, LinearSchedule, Scheduled
 
 ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
@@ -22,15 +21,6 @@ ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
     "elu": torch.nn.ELU,
     "leaky_relu": torch.nn.LeakyReLU,
 }
-
-
-class DeviceUnavailable(TrainingFsmError):
-    """The request names a device that this machine does not have."""
-
-    def __init__(self, device: str) -> None:
-        words = f"agent.device: {device!r} is not available on this machine"
-        super().__init__(words)
-        self.failure = Failure(kind="training_error", words=words, field="agent.device")
 
 
 class _ScheduledValue:

@@ -26,6 +26,7 @@ from training_fsm.core.data_checks import (
     warnings,
 )
 from training_fsm.core.feature_rows import FeatureRows
+from training_fsm.core.market_data import normalisation_of
 from training_fsm.core.split_bounds import split_bounds
 from training_fsm.domain.errors import ArtifactDamaged
 from training_fsm.domain.events import DataFrozen
@@ -95,7 +96,9 @@ def freeze(rows: FeatureRows, request: TrainingRequest, folder: Path) -> FrozenF
         periods_per_year=per_year,
         observation_columns=rows.observation_columns,
         bounds=bounds,
-        normalisation=normalisation(frame, rows.observation_columns, bounds),
+        normalisation=normalisation_of(
+            frame.iloc[bounds.training.first : bounds.training.last], rows.observation_columns
+        ),
         warnings=warnings(frame, names, bounds, warmup),
     )
 
@@ -131,25 +134,6 @@ def frame_digest(frame: pd.DataFrame) -> str:
         whole.update(len(values).to_bytes(8, "little"))
         whole.update(np.ascontiguousarray(values).tobytes())
     return whole.hexdigest()
-
-
-def normalisation(
-    frame: pd.DataFrame, observation_columns: tuple[str, ...], bounds: SplitBounds
-) -> tuple[ColumnNormalisation, ...]:
-    """Mean and population deviation of each observation column over the training rows only, computed in float64.
-
-    A constant column gets deviation 1, so that it becomes 0 and nothing is divided by 0.
-    """
-    training = frame.iloc[bounds.training.first : bounds.training.last]
-    columns = ((name, training[name].to_numpy(np.float64)) for name in observation_columns)
-    return tuple(
-        ColumnNormalisation(
-            column=name,
-            mean=float(values.mean()),
-            deviation=1.0 if values.min() == values.max() else float(values.std()),
-        )
-        for name, values in columns
-    )
 
 
 def periods_per_year(bars: int, asked: TimeRange) -> float:

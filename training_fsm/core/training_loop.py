@@ -12,21 +12,10 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger
 
 from training_fsm.core.trading_vec_env import RewardNotFinite
-from training_fsm.domain.errors import TrainingFsmError
-from training_fsm.domain.facts import Failure
+from training_fsm.domain.errors import TrainingDiverged
 
 _LOSSES = ("train/loss", "train/policy_gradient_loss", "train/value_loss", "train/entropy_loss")
 _PROGRESS_EVERY_S = 0.2
-
-
-class TrainingDiverged(TrainingFsmError):
-    """Training gave a number that is NaN or infinite and cannot go on."""
-
-    def __init__(self, step: int, what: str) -> None:
-        words = f"training diverged at step {step}: {what}"
-        super().__init__(words)
-        self.step, self.what = step, what
-        self.failure = Failure(kind="training_error", words=words)
 
 
 class CurvePoint(NamedTuple):

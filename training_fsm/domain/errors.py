@@ -6,10 +6,13 @@ TrainingFsmError
 ├── TransitionRefused     the machine has no such arrow
 ├── IngestRefused         ingest said no, in its words
 ├── OutsideUnavailable    a service did not answer; trying again may help
-├── ArtifactDamaged       stored bytes are gone or not those that the log names
-├── FeaturesMissing       the feature store lacks a service, field or range
-├── DataUnusable          the rows are there and cannot be trained on
-└── ResumeImpossible      a checkpoint does not fit the request or this machine
+└── WithFailure           no other try will help; carries what RunFailed will say
+    ├── ArtifactDamaged       stored bytes are gone or not those that the log names
+    ├── FeaturesMissing       the feature store lacks a service, field or range
+    ├── DataUnusable          the rows are there and cannot be trained on
+    ├── DeviceUnavailable     this machine lacks the device that the request names
+    ├── TrainingDiverged      a loss, reward or weight is not finite
+    └── ResumeImpossible      a checkpoint does not fit the request or this machine
 """
 
 from training_fsm.domain.facts import Failure
@@ -47,25 +50,41 @@ class OutsideUnavailable(TrainingFsmError):
         self.service, self.words = service, words
 
 
-class _WithFailure(TrainingFsmError):
-    """An error that already says what a RunFailed event will."""
+class WithFailure(TrainingFsmError):
+    """An error after which no other try will help; it carries what a RunFailed event will say."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.words)
         self.failure = failure
 
 
-class ArtifactDamaged(_WithFailure):
+class ArtifactDamaged(WithFailure):
     """Stored bytes are gone, or are not those that the log names."""
 
 
-class FeaturesMissing(_WithFailure):
+class FeaturesMissing(WithFailure):
     """The feature store lacks a service, a field or part of the range; the failure names which."""
 
 
-class DataUnusable(_WithFailure):
+class DataUnusable(WithFailure):
     """The rows are there and cannot be trained on; the failure names column and time."""
 
 
-class ResumeImpossible(_WithFailure):
+class ResumeImpossible(WithFailure):
     """A checkpoint does not fit the request or this machine."""
+
+
+class DeviceUnavailable(WithFailure):
+    """The request names a device that this machine does not have."""
+
+    def __init__(self, device: str) -> None:
+        words = f"agent.device: {device!r} is not available on this machine"
+        super().__init__(Failure(kind="training_error", words=words, field="agent.device"))
+
+
+class TrainingDiverged(WithFailure):
+    """Training gave a number that is NaN or infinite and cannot go on."""
+
+    def __init__(self, step: int, what: str) -> None:
+        super().__init__(Failure(kind="training_error", words=f"training diverged at step {step}: {what}"))
+        self.step, self.what = step, what

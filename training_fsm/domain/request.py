@@ -6,8 +6,10 @@ from pydantic import Field, JsonValue, field_validator, model_validator
 
 from training_fsm.domain.features import FeatureConfigRequest
 from training_fsm.domain.hyperparameters import AgentSettings
+from training_fsm.domain.metrics import known_metric
 from training_fsm.domain.model import Model
 from training_fsm.domain.timeframe import Timeframe, TimeRange, UtcTime
+from training_fsm.domain.validations import validation
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 
@@ -72,7 +74,8 @@ class EnvironmentConfig(Model):
     max_percentage_open_position: float = Field(default=100.0, gt=0, le=1000)
     """Largest open position, percent of equity."""
     min_percentage_open_position: float = Field(default=0.0, ge=0, le=1000)
-    """Changes of the position below this percentage of equity are not traded."""
+    """At 0 a held position keeps its size; above, it is resized once it is off its target by this percentage of
+    equity. Closing and turning a position are always traded."""
     max_time_in_trade: int | None = Field(default=None, gt=0)
     """Bars after which a position is closed."""
     optimal_exit_time: int | None = Field(default=None, gt=0)
@@ -105,6 +108,7 @@ class GateRule(Model):
     def _bounded(self) -> Self:
         if self.min is None and self.max is None:
             raise ValueError("expected min, max or both")
+        known_metric(self.metric)
         return self
 
 
@@ -113,6 +117,11 @@ class ValidationSpec(Model):
 
     name: str = Field(min_length=1)
     config: dict[str, JsonValue] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        validation(self.name, self.config)
+        return self
 
 
 class EvaluationSettings(Model):

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from training_fsm.domain.events import EvaluationFinished
 from training_fsm.domain.facts import Artifact, MetricBand, Verdict
-from training_fsm.domain.metrics import BacktestNumbers, known_metric
+from training_fsm.domain.metrics import BacktestNumbers
 from training_fsm.domain.request import EvaluationSettings, GateRule, TrainingRequest
 from training_fsm.domain.validations import Validation, validation
 
@@ -57,7 +57,7 @@ class BacktestingEvaluationService:
         self._backtester = backtester
 
     def evaluate(self, request: TrainingRequest) -> Evaluation:
-        """Backtest and judge. Raises ValueError, before the backtest, where a rule names what is not known."""
+        """Backtest and judge."""
         judges = _judges(request.evaluation)
         numbers = self._backtester.backtest(request)
         return Evaluation(
@@ -66,11 +66,6 @@ class BacktestingEvaluationService:
             gate=tuple(gate_verdict(rule, numbers.metrics[rule.metric]) for rule in request.evaluation.gate),
             validations=tuple(judge.verdict(numbers) for judge in judges),
         )
-
-
-def check_evaluation(settings: EvaluationSettings) -> None:
-    """Refuse rules on unknown metrics and unknown validations or parameters with a ValueError that names them."""
-    _judges(settings)
 
 
 def gate_verdict(rule: GateRule, score: float) -> Verdict:
@@ -90,6 +85,4 @@ def gate_verdict(rule: GateRule, score: float) -> Verdict:
 
 
 def _judges(settings: EvaluationSettings) -> tuple[Validation, ...]:
-    for rule in settings.gate:
-        known_metric(rule.metric)
     return tuple(validation(spec.name, spec.config) for spec in settings.validations)

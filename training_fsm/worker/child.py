@@ -17,13 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, assert_never
 
-from training_fsm.domain.errors import (
-    ArtifactDamaged,
-    DataUnusable,
-    FeaturesMissing,
-    OutsideUnavailable,
-    ResumeImpossible,
-)
+from training_fsm.domain.errors import OutsideUnavailable, WithFailure
 from training_fsm.domain.facts import Failure
 from training_fsm.settings import Settings, load_settings
 from training_fsm.worker import protocol as p
@@ -168,11 +162,8 @@ class Child:
 
 def failure_of(error: Exception, order: p.Order) -> p.Failed:
     """What went wrong, as the log will say it, and whether another try may help."""
-    if isinstance(error, FeaturesMissing | DataUnusable | ResumeImpossible | ArtifactDamaged):
+    if isinstance(error, WithFailure):
         return p.Failed(failure=error.failure, passing=False)
-    known = getattr(error, "failure", None)
-    if isinstance(known, Failure):
-        return p.Failed(failure=known, passing=False)
     if isinstance(error, OutsideUnavailable):
         away = Failure(kind="outside_unavailable", words=str(error), service=error.service)
         return p.Failed(failure=away, passing=True)

@@ -6,7 +6,7 @@ import shutil
 import structlog
 
 from training_fsm.domain.decide import failed
-from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable, ResumeImpossible
+from training_fsm.domain.errors import OutsideUnavailable, WithFailure
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
@@ -32,7 +32,7 @@ def work_on(session: RunSession) -> Run:
         log.info("work stops", run_id=session.run.run_id, reason=str(reason))
     except WorkFailedError as error:
         _record(session, error.failure, passing=error.passing)
-    except (ArtifactDamaged, ResumeImpossible) as error:
+    except WithFailure as error:
         _record(session, error.failure, passing=False)
     except OutsideUnavailable as error:
         away = Failure(kind="outside_unavailable", words=str(error), service=error.service)

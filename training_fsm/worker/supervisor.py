@@ -82,6 +82,7 @@ class Supervisor:
         """Wait for the child, then for a run, and work on it; None where there was none."""
         if not _ready(child, news, stop):
             return None
+        log.info("ready for a run", worker=self._worker)
         while not stop.is_set():
             try:
                 claimed = self._claims.take()

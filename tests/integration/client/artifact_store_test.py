@@ -116,6 +116,16 @@ def test_altered_and_missing_files_are_damaged(
         store.get(nowhere, tmp_path / "spool")
 
 
+def test_a_file_of_a_tracking_run_that_never_was_is_damaged(
+    store: MlflowArtifacts, tracking_run_id: str, file: Path, tmp_path: Path
+) -> None:
+    """A tracking run that the store does not know is no outage: its files are gone, and trying again will not help."""
+    artifact = store.put(tracking_run_id, "data", file)
+    gone = artifact.model_copy(update={"uri": artifact.uri.replace(tracking_run_id, "0" * 32)})
+    with pytest.raises(ArtifactDamaged, match="tracking run that is gone"):
+        store.get(gone, tmp_path / "in")
+
+
 def test_a_torn_upload_is_repaired(
     store: MlflowArtifacts, connection: MlflowConnection, tracking_run_id: str, file: Path, tmp_path: Path
 ) -> None:

@@ -3,11 +3,12 @@ import pandas as pd
 import pytest
 import torch
 
-from training_fsm.core.agent import DeviceUnavailable, greedy_action
+from training_fsm.core.agent import greedy_action
 from training_fsm.core.agent_training_service import AgentTrainingConfig, AgentTrainingService
 from training_fsm.core.core_engine import CoreEngine
 from training_fsm.core.split_service import SplitDatasets, SplitService
 from training_fsm.core.trading_env import BaseTradingEnv, TradingEnv
+from training_fsm.domain.errors import DeviceUnavailable
 from training_fsm.domain.hyperparameters import AgentSettings, LinearSchedule, PPOHyperparameters
 from training_fsm.domain.request import EnvironmentConfig
 

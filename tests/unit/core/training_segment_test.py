@@ -22,9 +22,9 @@ from training_fsm.core.fingerprint import fingerprint
 from training_fsm.core.market_data import normalisation_of
 from training_fsm.core.split_bounds import split_bounds
 from training_fsm.core.trading_env import BaseTradingEnv, Observation, TradingEnv
-from training_fsm.core.training_loop import CurvePoint, TrainingDiverged
+from training_fsm.core.training_loop import CurvePoint
 from training_fsm.core.training_segment import SegmentResult, train_segment
-from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible
+from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible, TrainingDiverged
 from training_fsm.domain.events import DataFrozen
 from training_fsm.domain.facts import Artifact, Gaps
 from training_fsm.domain.request import TrainingRequest
