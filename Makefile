@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench venv clean
+.PHONY: demo test check bench docs venv clean
 
 demo: $(STAMP)
 	$(BIN)/training-fsm demo
@@ -19,7 +19,11 @@ check: $(STAMP)
 	$(BIN)/lint-imports
 
 bench: $(STAMP)
-	for benchmark in benchmarks/*.py; do $(BIN)/python $$benchmark || exit 1; done
+	for benchmark in $(basename $(notdir $(wildcard benchmarks/[a-z]*.py))); do \
+		$(BIN)/python -m benchmarks.$$benchmark || exit 1; done
+
+docs: $(STAMP)
+	$(BIN)/python docs/generate.py
 
 venv: $(STAMP)
 

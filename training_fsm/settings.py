@@ -50,6 +50,7 @@ class Settings(BaseSettings):
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Stands before the names of our own topics, groups and transactional ids: two installations on one cluster."""
     topic_partitions: int = Field(default=6, gt=0)
+    """Partitions of topics that we create."""
     topic_replication: int = Field(default=1, gt=0)
     """Replication factor of topics that we create."""
 
@@ -58,12 +59,14 @@ class Settings(BaseSettings):
     ingest_path: str = "/preprocessing/requests"
     """Path of ingest's request endpoint; its published specification says /preprocessing-requests."""
     ingest_timeout_s: float = Field(default=30, gt=0)
+    """How long one question to ingest may take."""
 
     feast_repo: Path | None = None
     """Folder with Feast's feature_store.yaml."""
     feast_registry: str | None = None
     """Instead of feast_repo: a registry's path or SQLAlchemy URL."""
     feast_project: str = "drl_trading_preprocess"
+    """With feast_registry; a folder's feature_store.yaml names its own."""
 
     mlflow_tracking_uri: str = "http://localhost:5050"
     """MLflow's tracking server, registry and artifact store."""
@@ -73,7 +76,9 @@ class Settings(BaseSettings):
     attempts_max: int = Field(default=5, gt=0)
     """Failures in a row, without progress, before a run fails."""
     backoff_first_s: float = Field(default=1, gt=0)
+    """Before the second attempt; doubles with every further one."""
     backoff_max_s: float = Field(default=60, gt=0)
+    """Longest pause between two attempts."""
 
     worker_name: str = Field(default_factory=socket.gethostname)
     """The process id is added to it."""
@@ -87,7 +92,9 @@ class Settings(BaseSettings):
     """A training child that says nothing for so long is hung, and killed."""
 
     log_format: Literal["console", "json"] = "console"
+    """Lines for people, or one JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is less than that is not logged."""
 
     @property
     def policy(self) -> Policy:
