@@ -28,6 +28,11 @@ def test_light_processes_load_nothing_heavy(module: str) -> None:
     """Minutes of imports and gigabytes of libraries are the worker's alone."""
     code = LOOK.format(module=module, heavy=HEAVY)
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120, check=True, env=os.environ
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=os.environ,
     )
     assert done.stdout.split() == []
