@@ -22,7 +22,7 @@ class Outgoing:
 
 def create_missing_topics(bootstrap_servers: str, names: Sequence[str]) -> None:
     """Create topics of one partition where they are missing; raises KafkaException when the brokers do not answer."""
-    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers, "log_level": 3})
     existing = admin.list_topics(timeout=_TIMEOUT_S).topics
     missing = [NewTopic(name, num_partitions=1, replication_factor=1) for name in names if name not in existing]
     if not missing:
