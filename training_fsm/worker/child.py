@@ -13,6 +13,7 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, assert_never
@@ -86,7 +87,8 @@ class Child:
             repo_path=settings.feast_repo, registry=settings.feast_registry, project=settings.feast_project
         )
         self._features = FeastClient(feast)
-        self._features.warm_up()
+        with suppress(OutsideUnavailable):  # a run that needs it will say so
+            self._features.warm_up()
         pin_torch(AgentSettings())
         import training_fsm.core.backtest_report
         import training_fsm.core.training_segment  # noqa: F401  (paid now, not when a run waits)

@@ -162,16 +162,15 @@ def family(
     preprocess = [sys.executable, "-m", f"{standin}.preprocess", *brokers, "--feast-repo", str(feast)]
     ingest = [sys.executable, "-m", f"{standin}.ingest", *brokers, "--port", str(port)]
     orchestrator = [sys.executable, "-m", "training_fsm", "orchestrator", "--home", str(home)]
-    with (
-        ExitStack() as stack,
-        start_process("preprocess", preprocess, log=logs / "preprocess.log") as computing,
-        start_process("ingest", ingest, log=logs / "ingest.log"),
-    ):
+    with ExitStack() as stack:
         stack.callback(engine.dispose)
+        computing = stack.enter_context(start_process("preprocess", preprocess, log=logs / "preprocess.log"))
+        stack.enter_context(start_process("ingest", ingest, log=logs / "ingest.log"))
+        family = Family(settings, engine, logs)
+        stack.callback(lambda: [worker.stop(grace_s=0.1) for worker in family.workers])
+        family.ensure_workers(2)  # they warm up while the others start
         wait_until(lambda: "consuming" in computing.log.read_text(), computing, 60, "preprocess's stand-in")
-        with start_process("orchestrator", orchestrator, log=logs / "orchestrator.log") as serving:
-            wait_until(lambda: "relay leads" in serving.log.read_text(), serving, 60, "the orchestrator")
-            family = Family(settings, engine, logs)
-            stack.callback(lambda: [worker.stop(grace_s=0.1) for worker in family.workers])
-            yield family
+        serving = stack.enter_context(start_process("orchestrator", orchestrator, log=logs / "orchestrator.log"))
+        wait_until(lambda: "relay leads" in serving.log.read_text(), serving, 60, "the orchestrator")
+        yield family
     shutil.rmtree(home)

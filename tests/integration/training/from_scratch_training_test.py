@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from confluent_kafka import Consumer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from mlflow import MlflowClient
 
 from training_fsm.client.artifact_store import MlflowArtifacts
@@ -35,16 +35,9 @@ def _types(family: Family, run_id: str) -> list[str]:
 
 def _published(family: Family, topic: str, run_id: str, expected: int) -> list[tuple[str, str]]:
     """(event id, type) of what a consumer that reads committed finds about a run; waits until that many are there."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": family.settings.bootstrap_servers,
-            "group.id": f"reader-{uuid.uuid4()}",
-            "auto.offset.reset": "earliest",
-            "enable.auto.commit": False,
-            "session.timeout.ms": 6000,
-        }
-    )
-    consumer.subscribe([topic])
+    consumer = Consumer({"bootstrap.servers": family.settings.bootstrap_servers, "group.id": str(uuid.uuid4())})
+    partitions = range(family.settings.topic_partitions)
+    consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
     found: list[tuple[str, str]] = []
     quiet_since = time.monotonic()
     while time.monotonic() - quiet_since < (30 if len(found) < expected else 1):
