@@ -50,6 +50,7 @@ def demo(ctx: typer.Context, home: Home = None, keep: Keep = False) -> None:
             kept = keep or named is not None
             console.print("stopping")
     except KeyboardInterrupt as error:
+        kept = keep or named is not None
         complain(["interrupted; everything is stopped"])
         raise typer.Exit(INTERRUPTED) from error
     finally:

@@ -12,8 +12,9 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
 from training_fsm.cli.errors import NotSo
-from training_fsm.cli.output import history_line, reached, speed
+from training_fsm.cli.output import history_line, reached
 from training_fsm.domain import events as e
+from training_fsm.domain.facts import Progress as Pace
 from training_fsm.domain.states import State
 from training_fsm.local.stack import LocalStack
 from training_fsm.service.audit_log import LoggedEvent
@@ -92,6 +93,13 @@ def _time_to_kill(details: RunDetails) -> bool:
     )
 
 
+def _speed(progress: Pace) -> str:
+    """As `run watch` says it, but short enough for a bar beside it."""
+    reward = "" if progress.reward is None else f"  reward {progress.reward:.2g}"
+    eta = "" if progress.eta_s is None else f"  ETA {progress.eta_s:.0f} s"
+    return f"  {progress.steps_per_s:,.0f} steps/s{reward}{eta}"
+
+
 class _Display:
     """Lines, with a bar below them on a terminal; elsewhere a line now and then."""
 
@@ -100,7 +108,7 @@ class _Display:
         self._told = 0.0
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=24),
             TaskProgressColumn(),
             TextColumn("{task.fields[words]}"),
         )
@@ -129,11 +137,11 @@ class _Display:
 
     def progress(self, details: RunDetails) -> None:
         step, total = reached(details), details.whole_timesteps
-        words = f"{step:,} of {total:,} steps"
+        words = f"{step:,} of {total:,}"
         if details.state is State.TRAINING and details.progress is not None:
-            words += f", {speed(details.progress)}"
+            words += _speed(details.progress)
         if details.checkpoint_step is not None:
-            words += f", checkpoint at {details.checkpoint_step:,}"
+            words += f"  checkpoint {details.checkpoint_step:,}"
         self._progress.update(self._task, total=total, completed=step, description=details.state.value, words=words)
         fraction = step / total
         if not self._console.is_terminal and fraction >= self._told + PLAIN_STEPS_FRACTION:
