@@ -16,6 +16,7 @@ from training_fsm.messaging.topic_watch import TopicWatch
 from training_fsm.messaging.topics import Topics, create_missing
 from training_fsm.service.training_orchestration_service import TrainingOrchestrationService
 from training_fsm.settings import Settings
+from training_fsm.startup import once_all_is_up, require_schema
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import PostgresEventLog
 from training_fsm.store.outbox import PostgresOutbox
@@ -24,12 +25,13 @@ log = structlog.get_logger()
 
 
 def run_orchestrator(settings: Settings, stop: threading.Event) -> int:
-    """Serve until told to stop, or until a thread dies of what nobody foresaw; then exit 1, to be started again."""
+    """Serve until told to stop, or until a thread dies of what nobody foresaw; then exit 1, to be started again.
+
+    Waits for Postgres and Kafka where they are not up yet. Raises SchemaBehind.
+    """
     engine = make_engine(settings.database_url, application_name="training-fsm-orchestrator")
     event_log, outbox = PostgresEventLog(engine), PostgresOutbox(engine)
     topics, admin = Topics.with_prefix(settings.topic_prefix), make_admin(settings)
-    create_missing(admin, topics.all, settings.topic_partitions, settings.topic_replication)
-
     ingest = IngestClient(settings.ingest_url, settings.ingest_path, read_timeout_s=settings.ingest_timeout_s)
     service = TrainingOrchestrationService(event_log, settings.policy, ingest, random.random)
     relay_group = f"{settings.topic_prefix}training-fsm-relay"
@@ -43,7 +45,11 @@ def run_orchestrator(settings: Settings, stop: threading.Event) -> int:
     )
     asker = Asker(service, event_log, hold_s=settings.ingest_timeout_s * 2)
     watch = TopicWatch(admin, outbox, (topics.requested, *PREPROCESS_TOPICS))
-    watch.look()
+
+    def prepare() -> None:
+        require_schema(engine)
+        create_missing(admin, topics.all, settings.topic_partitions, settings.topic_replication)
+        watch.look()
 
     def committed() -> None:
         asker.wake.set()
@@ -52,6 +58,8 @@ def run_orchestrator(settings: Settings, stop: threading.Event) -> int:
     consumer = make_consumer(settings, f"{settings.topic_prefix}training-fsm-orchestrator")
     intake = Intake(consumer, topics.requested, service.handle, watch, committed)
     try:
+        if not once_all_is_up(prepare, stop):
+            return 0
         return _serve({"intake": intake.run, "asker": asker.run, "watch": watch.run, "relay": relay.run}, stop)
     finally:
         ingest.close()

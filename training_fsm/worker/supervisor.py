@@ -4,6 +4,7 @@ import os
 import queue
 import threading
 import time
+from functools import partial
 
 import structlog
 
@@ -13,6 +14,7 @@ from training_fsm.domain.errors import OutsideUnavailable
 from training_fsm.domain.states import State
 from training_fsm.service.model_lifecycle_service import ModelLifecycleService
 from training_fsm.settings import Settings
+from training_fsm.startup import once_all_is_up, require_schema
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import Lease, PostgresEventLog
 from training_fsm.worker import protocol as p
@@ -31,7 +33,7 @@ RECONCILE_S = 30.0
 def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False, run_id: str | None = None) -> int:
     """Work until told to stop. `once` does one run, `run_id` or whichever comes first, and ends.
 
-    Returns 0; with `once`, 1 where the run ended here without being judged.
+    Returns 0; with `once`, 1 where the run ended here without being judged. Raises SchemaBehind.
     """
     engine = make_engine(settings.database_url, application_name="training-fsm-worker")
     connection = MlflowConnection(settings.mlflow_tracking_uri)
@@ -42,10 +44,12 @@ def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False,
     outside = Outside(event_log, tracking, MlflowArtifacts(connection), lifecycle)
     worker = f"{settings.worker_name}-{os.getpid()}"
     try:
-        tracking.warm_up()
-    except OutsideUnavailable as error:
-        log.warning("mlflow is away, for now", error=error.words)
-    try:
+        if not once_all_is_up(partial(require_schema, engine), stop):
+            return 0
+        try:
+            tracking.warm_up()
+        except OutsideUnavailable as error:
+            log.warning("mlflow is away, for now", error=error.words)
         with Claims(event_log, settings.database_url, worker, settings.lease_s, run_id) as claims:
             return Supervisor(settings, outside, claims, worker).serve(stop, once=once)
     finally:
