@@ -36,6 +36,24 @@ class InboxEntry:
     reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """An event as it lies in the log; `payload` is its exact text."""
+
+    position: int
+    stream: str
+    version: int
+    type: str
+    schema_version: int
+    occurred_at: datetime
+    from_state: str | None
+    to_state: str | None
+    actor: str
+    causation_id: str
+    correlation_id: str
+    payload: str
+
+
 class UnitOfWork(Protocol):
     """One transaction on the log: everything in it is stored, or nothing."""
 

@@ -11,11 +11,11 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from training_fsm.domain.commands import Command, RequestTraining
 from training_fsm.domain.errors import OutsideUnavailable
+from training_fsm.messaging.kafka import COMMAND_TIMEOUT_S, make_command_producer
 from training_fsm.messaging.topics import Topics
 from training_fsm.settings import Settings
 
 CONNECT_TIMEOUT_S = 10
-DELIVERY_TIMEOUT_S = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def send_command(settings: Settings, command: Command) -> Sent:
         "event_type": command.type,
     }
     words: list[str] = []
-    producer = _producer(settings, words)
+    producer = make_command_producer(settings, lambda error: words.append(error.str()))
     _require_topic(producer, topic, settings, words)
     delivered: list[Message | KafkaError] = []
 
@@ -70,7 +70,7 @@ def send_command(settings: Settings, command: Command) -> Sent:
         headers=[(name, text.encode()) for name, text in headers.items()],
         on_delivery=on_delivery,
     )
-    producer.flush(DELIVERY_TIMEOUT_S + 5)
+    producer.flush(COMMAND_TIMEOUT_S + 5)
     match delivered:
         case [Message() as message]:
             partition, offset = message.partition(), message.offset()
@@ -89,24 +89,6 @@ def _data(command: Command) -> bytes:
     if isinstance(command, RequestTraining):
         fields |= fields.pop("request")
     return json.dumps(fields, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _producer(settings: Settings, words: list[str]) -> Producer:
-    config: dict[str, object] = {
-        "bootstrap.servers": settings.bootstrap_servers,
-        "client.id": "training-fsm-cli",
-        "log_level": 0,  # what matters comes through error_cb, and is said once
-        "error_cb": lambda error: words.append(error.str()),
-        **settings.kafka_options,
-        "acks": "all",
-        "enable.idempotence": True,
-        "linger.ms": 0,
-        "message.timeout.ms": DELIVERY_TIMEOUT_S * 1000,
-    }
-    try:
-        return Producer(config)
-    except KafkaException as error:
-        raise ValueError(f"setting kafka_options: {error.args[0].str()}") from error
 
 
 def _require_topic(producer: Producer, topic: str, settings: Settings, words: list[str]) -> None:

@@ -13,7 +13,7 @@ from training_fsm.domain.events import (
     RunFailed,
 )
 from training_fsm.messaging.topics import Topics
-from training_fsm.store.outbox import StoredEvent
+from training_fsm.ports import StoredEvent
 
 SOURCE = "training-fsm"
 _COMPLETED = frozenset(event.type() for event in (ModelRegistered, ModelRejected, RunCancelled))

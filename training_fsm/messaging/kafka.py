@@ -1,12 +1,16 @@
 """librdkafka clients, configured in one place."""
 
+from collections.abc import Callable
+
 import structlog
-from confluent_kafka import Consumer, KafkaError, Producer
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
 from training_fsm.settings import Settings
 
 log = structlog.get_logger()
+
+COMMAND_TIMEOUT_S = 20
 
 
 def _on_error(error: KafkaError) -> None:
@@ -38,6 +42,24 @@ def make_producer(settings: Settings, transactional_id: str) -> Producer:
         "message.max.bytes": 1_000_000,
     }
     return Producer(config, error_cb=_on_error)
+
+
+def make_command_producer(settings: Settings, on_error: Callable[[KafkaError], None]) -> Producer:
+    """An idempotent producer of single messages that all replicas must have; its faults go to `on_error` alone.
+
+    Raises ValueError where librdkafka does not take the settings.
+    """
+    config = _base(settings, "cli") | {
+        "log_level": 0,
+        "acks": "all",
+        "enable.idempotence": True,
+        "linger.ms": 0,
+        "message.timeout.ms": COMMAND_TIMEOUT_S * 1000,
+    }
+    try:
+        return Producer(config, error_cb=on_error)
+    except KafkaException as error:
+        raise ValueError(f"setting kafka_options: {error.args[0].str()}") from error
 
 
 def make_consumer(settings: Settings, group: str) -> Consumer:

@@ -11,7 +11,8 @@ from confluent_kafka.admin import AdminClient
 from training_fsm.domain.errors import OutsideUnavailable
 from training_fsm.messaging.event_message import to_messages
 from training_fsm.messaging.topics import Topics, topic_ids
-from training_fsm.store.outbox import PostgresOutbox, StoredEvent
+from training_fsm.ports import StoredEvent
+from training_fsm.store.outbox import PostgresOutbox
 
 log = structlog.get_logger()
 

@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Protocol, get_args
 
 from training_fsm.domain.events import EVENT_TYPES, Event
 from training_fsm.domain.facts import Artifact
 from training_fsm.domain.upcasters import read_event
+from training_fsm.ports import StoredEvent
 
 RUN_STREAM = "run-"
 LETTER_STREAM = "letter-"
@@ -21,22 +21,9 @@ ARTIFACT_EVENTS = tuple(
 
 
 @dataclass(frozen=True, slots=True)
-class LoggedEvent:
-    """A row of the log as it lies there."""
+class LoggedEvent(StoredEvent):
+    """A stored event with its place in the hash chain."""
 
-    position: int
-    stream: str
-    version: int
-    type: str
-    schema_version: int
-    occurred_at: datetime
-    from_state: str | None
-    to_state: str | None
-    actor: str
-    causation_id: str
-    correlation_id: str
-    payload: str
-    """The exact text."""
     previous_hash: bytes
     hash: bytes
     computed_hash: bytes

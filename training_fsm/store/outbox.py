@@ -2,32 +2,13 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import datetime
 
 import sqlalchemy as sa
 
+from training_fsm.ports import StoredEvent
 from training_fsm.store import statements as sql
 from training_fsm.store.engine import APPEND_LOCK, RELAY_LEADER_LOCK
 from training_fsm.store.errors import domain_errors
-
-
-@dataclass(frozen=True, slots=True)
-class StoredEvent:
-    """An event as it lies in the log; `payload` is its exact text."""
-
-    position: int
-    stream: str
-    version: int
-    type: str
-    schema_version: int
-    occurred_at: datetime
-    from_state: str | None
-    to_state: str | None
-    actor: str
-    causation_id: str
-    correlation_id: str
-    payload: str
 
 
 class PostgresOutbox:

@@ -13,7 +13,7 @@ from training_fsm.domain.states import State
 from training_fsm.messaging.event_message import to_messages
 from training_fsm.messaging.message import Message, dead_letter
 from training_fsm.messaging.topics import Topics
-from training_fsm.store.outbox import StoredEvent
+from training_fsm.ports import StoredEvent
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 TOPICS = Topics.with_prefix("p.")
