@@ -73,9 +73,10 @@ class Settings(BaseSettings):
 
     features_deadline_s: float = Field(default=3600, gt=0)
     """From asking ingest to preprocess's message; then the run fails."""
-    attempts_max: int = Field(default=5, gt=0)
+    attempts_max: int = Field(default=8, gt=0)
     """Failures in a row, without progress, before a run fails."""
-    backoff_first_s: float = Field(default=1, gt=0)
+    backoff_first_s: float = Field(default=2, gt=0)
+    """Doubled with every failure in a row; an outage of about two minutes is outlasted."""
     """Before the second attempt; doubles with every further one."""
     backoff_max_s: float = Field(default=60, gt=0)
     """Longest pause between two attempts."""
@@ -87,9 +88,9 @@ class Settings(BaseSettings):
     heartbeat_s: float = Field(default=2, gt=0)
     """Between two heartbeats; a third of the lease at most."""
     outage_patience_s: float = Field(default=600, gt=0)
-    """How long a worker goes on trying to store a checkpoint while MLflow is away."""
-    child_silence_s: float = Field(default=300, gt=0)
-    """A training child that says nothing for so long is hung, and killed."""
+    """How long a worker goes on trying to store a checkpoint or an event while MLflow or Postgres is away."""
+    child_silence_s: float = Field(default=900, gt=0)
+    """A training child that says nothing for so long is hung, and killed; an update says nothing until it is done."""
 
     log_format: Literal["console", "json"] = "console"
     """Lines for people, or one JSON object a line."""

@@ -29,7 +29,7 @@ class MlflowArtifacts:
         with tempfile.TemporaryDirectory(prefix="put-", dir=path.parent) as scratch:
             # MLflow stores under the local file's own name.
             named = Path(scratch) / name
-            _same_file(path, named)
+            same_file(path, named)
             with self._connection.calls(f"store {stored}") as client:
                 there = {entry.path: entry.file_size for entry in client.list_artifacts(tracking_run_id, folder)}
                 if there.get(stored) != size_bytes:
@@ -68,9 +68,12 @@ class MlflowArtifacts:
             raise
 
 
-def _same_file(path: Path, named: Path) -> None:
+def same_file(path: Path, named: Path) -> None:
+    """Give a file a second name, by a copy where there are no hard links. Raises FileNotFoundError."""
     try:
         os.link(path, named)
+    except FileNotFoundError:
+        raise
     except OSError:
         # Not every file system has hard links.
         shutil.copyfile(path, named)

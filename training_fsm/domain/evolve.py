@@ -31,7 +31,9 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
         case e.FeaturesReady():
             return {"features_ready": event, **progress}
         case e.RunClaimed(token=token, worker=worker):
-            return {"token": token, "worker": worker}
+            # Its last holder neither recorded an end nor a failure: it died, and perhaps of this run.
+            died = run.worker is not None
+            return {"token": token, "worker": worker, "attempts_failed": run.attempts_failed + died}
         case e.DataFrozen():
             return {"data": event, **progress}
         case e.TrainingStarted():

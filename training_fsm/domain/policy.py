@@ -12,9 +12,9 @@ class Policy(Model):
 
     features_deadline_s: float = Field(default=3600, gt=0)
     """From asking ingest to preprocess's message."""
-    attempts_max: int = Field(default=5, gt=0)
+    attempts_max: int = Field(default=8, gt=0)
     """Failures in a row, without progress, before a run fails."""
-    backoff_first_s: float = Field(default=1, gt=0)
+    backoff_first_s: float = Field(default=2, gt=0)
     backoff_max_s: float = Field(default=60, gt=0)
 
     def retry_at(self, now: datetime, failures: int, jitter: float) -> datetime:

@@ -98,8 +98,13 @@ class PostgresEventLog:
         with domain_errors(), self._engine.begin() as connection:
             connection.execute(sql.RELEASE, {"run_id": lease.run_id, "token": lease.token})
 
-    def append_fenced(self, lease: Lease, events: Sequence[Event], cause: Cause) -> Run:
-        """Append under a lease.
+    def append_fenced(
+        self, lease: Lease, events: Sequence[Event], cause: Cause, known_version: int | None = None
+    ) -> Run:
+        """Append under a lease. `known_version`, the run's version as the caller knows it, makes a repeat harmless.
+
+        A commit may succeed although its answer is lost: where the log holds just these events behind the known
+        version, they are ours, and nothing is added.
 
         Raises LeaseLost where another worker holds the run, TransitionRefused where it has moved on (a cancel,
         say), Conflict where another writer was first: read again and try again.
@@ -108,6 +113,8 @@ class PostgresEventLog:
             run = unit.runs([lease.run_id]).get(lease.run_id)
             if run is None or run.token != lease.token:
                 raise LeaseLost(f"run {lease.run_id}: token {lease.token} is no longer the run's")
+            if known_version not in (None, run.version) and unit.holds(lease.run_id, known_version, events):
+                return run
             return unit.append(lease.run_id, events, cause)
 
     def now(self) -> datetime:

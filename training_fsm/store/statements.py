@@ -160,3 +160,7 @@ REMEMBER_RELAYED = sa.text(
     SET topic_id = excluded.topic_id, relayed_position = excluded.relayed_position, changed_at = clock_timestamp()
     """
 )
+
+EVENTS_AFTER = sa.text(
+    "SELECT type, payload::text FROM events WHERE stream = :stream AND version > :version ORDER BY version LIMIT :limit"
+)

@@ -92,6 +92,13 @@ class PostgresUnitOfWork:
         found = self._connection.execute(sql.CLAIMABLE, {"run_id": run_id}).scalar_one_or_none()
         return None if found is None else str(found)
 
+    def holds(self, run_id: str, after_version: int, events: Sequence[Event]) -> bool:
+        """Whether a run's log has exactly these events next after a version."""
+        stored = self._connection.execute(
+            sql.EVENTS_AFTER, {"stream": f"run-{run_id}", "version": after_version, "limit": len(events)}
+        )
+        return [tuple(row) for row in stored] == [(event.type(), event.model_dump_json()) for event in events]
+
     def seen_commands(self, keys: Sequence[tuple[str, str]]) -> frozenset[tuple[str, str]]:
         """Which of these (source, command id) are in the inbox already, or will be with this unit."""
         if not keys:

@@ -88,7 +88,8 @@ class ChildProcess:
     def _listen(self) -> None:
         with self._replies:
             for line in self._replies:
-                self._news.put(p.REPLIES.validate_json(line))
+                if line.endswith(b"\n"):  # the last line of one that is killed may be torn
+                    self._news.put(p.REPLIES.validate_json(line))
         exit_code = self._process.wait()
         if not self._killed:
             self._news.put(ChildDied(exit_code, self.last_lines()))

@@ -8,11 +8,17 @@ import psycopg
 import structlog
 from sqlalchemy import make_url
 
+from training_fsm.domain.errors import TrainingFsmError
 from training_fsm.domain.run import Run
+from training_fsm.domain.states import State
 from training_fsm.store.event_log import Lease, PostgresEventLog
 from training_fsm.store.unit_of_work import WORK_CHANNEL
 
 log = structlog.get_logger()
+
+
+class UnknownRun(TrainingFsmError):
+    """The run that this worker is for is not in the log."""
 
 
 class Claims:
@@ -40,6 +46,18 @@ class Claims:
     def take(self) -> tuple[Run, Lease] | None:
         """Claim a run, if there is one. Raises OutsideUnavailable."""
         return self._event_log.claim(self._worker, self._lease_s, self._run_id)
+
+    def ended(self) -> State | None:
+        """The end of the one run that is wanted, where it has ended: there is nothing to wait for.
+
+        Raises UnknownRun, OutsideUnavailable.
+        """
+        if self._run_id is None:
+            return None
+        run = self._event_log.load(self._run_id)
+        if run is None:
+            raise UnknownRun(f"there is no run {self._run_id}")
+        return run.state if run.ended else None
 
     def wait(self, at_most_s: float) -> None:
         """Until a run becomes claimable, or the time is over; what was notified meanwhile is one wake-up."""

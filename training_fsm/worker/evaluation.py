@@ -20,7 +20,7 @@ def evaluate(session: RunSession) -> None:
         _backtest(session, data, last, checkpoint)
     evaluation = session.run.evaluation
     assert evaluation is not None, "backtested above"
-    points = session.curves(last.curves) if last.curves is not None else ()
+    points = session.curves(last)
     at_ms = points[-1].timestamp_ms if points else 0
     session.log_metrics(points_at({f"test/{name}": v for name, v in evaluation.metrics.items()}, last.step, at_ms))
     if evaluation.passed:

@@ -26,6 +26,13 @@ class Moved:
     run: Run
 
 
+@dataclass(frozen=True, slots=True)
+class SideWorkFailed:
+    """A thread beside the main loop could not do its part; the main loop decides what that means."""
+
+    error: Exception
+
+
 class Leases(Protocol):
     """What the keeper needs of the log."""
 
@@ -67,6 +74,9 @@ class LeaseKeeper:
                 # Expiry alone takes nothing away: only another claim does, and that needs Postgres too.
                 log.warning("no heartbeat", run_id=self._lease.run_id, error=error.words)
                 continue
+            except Exception as error:  # noqa: BLE001  (without heartbeats the work must not go on)
+                self._news.put(SideWorkFailed(error))
+                return
             if run.ended:
                 self._news.put(Moved(run))
                 return

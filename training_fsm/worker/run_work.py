@@ -2,6 +2,7 @@
 
 import random
 import shutil
+import traceback
 
 import structlog
 
@@ -24,6 +25,7 @@ def work_on(session: RunSession) -> Run:
     """
     try:
         with session.keeper:
+            _refuse_hopeless(session)
             if session.run.state is State.TRAINING:
                 train(session)
             if session.run.state is State.EVALUATING:
@@ -37,9 +39,23 @@ def work_on(session: RunSession) -> Run:
     except OutsideUnavailable as error:
         away = Failure(kind="outside_unavailable", words=str(error), service=error.service)
         _record(session, away, passing=True)
+    except Exception as error:
+        log.exception("work failed for a reason that nobody foresaw", run_id=session.run.run_id)
+        crashed = Failure(
+            kind="worker_crashed", words=f"{type(error).__name__}: {error}", detail=traceback.format_exc(limit=-12)
+        )
+        _record(session, crashed, passing=True)
     if session.run.ended:
         _tidy(session)
     return session.run
+
+
+def _refuse_hopeless(session: RunSession) -> None:
+    """A run on which one worker after the other died is given up, or it would take every worker down for ever."""
+    died, most = session.run.attempts_failed, session.settings.attempts_max
+    if died >= most:
+        words = f"{died} workers in a row died on this run without progress"
+        raise WorkFailedError(Failure(kind="worker_crashed", words=words), passing=False)
 
 
 def _record(session: RunSession, failure: Failure, *, passing: bool) -> None:

@@ -3,16 +3,24 @@
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import structlog
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    sleep_using_event,
+    stop_after_delay,
+    stop_when_event_set,
+    wait_exponential,
+)
 
 from training_fsm.domain import events as e
-from training_fsm.domain.errors import LeaseLost, TransitionRefused
-from training_fsm.domain.facts import Artifact, Failure
-from training_fsm.domain.run import Run
+from training_fsm.domain.errors import ArtifactDamaged, LeaseLost, OutsideUnavailable, TransitionRefused
+from training_fsm.domain.facts import Failure
+from training_fsm.domain.run import Checkpoint, Run
 from training_fsm.ports import Artifacts, Cause, MetricPoint, Tracking
 from training_fsm.service.conflicts import on_conflict_again
 from training_fsm.service.model_lifecycle_service import ModelLifecycleService
@@ -20,8 +28,7 @@ from training_fsm.settings import Settings
 from training_fsm.store.event_log import Lease, PostgresEventLog
 from training_fsm.worker import protocol as p
 from training_fsm.worker.child_process import ChildDied, ChildProcess
-from training_fsm.worker.lease_keeper import LeaseKeeper, Moved, Taken
-from training_fsm.worker.uploads import UploadFailed
+from training_fsm.worker.lease_keeper import LeaseKeeper, Moved, SideWorkFailed, Taken
 
 log = structlog.get_logger()
 
@@ -74,11 +81,15 @@ class RunSession:
         self.keeper = LeaseKeeper(outside.log, self.lease, settings.lease_s, every_s, news)
         self._cause = Cause(self.lease.worker, f"claim-{self.run.run_id}-{self.lease.token}", self.run.run_id)
         self.tracking_run_id: str | None = None
+        self._stop_ordered = False
 
     def append(self, *events: e.Event) -> None:
-        """Append facts under the lease. Raises StopWorkError where the run is no longer ours, or has moved on."""
+        """Append facts under the lease; an outage of Postgres is waited out, meanwhile the child trains on.
+
+        Raises StopWorkError where the run is no longer ours, or has moved on.
+        """
         try:
-            self.run = self._append_again(events)
+            self.run = self._patiently(self._append_again, events)
         except LeaseLost as error:
             raise StopWorkError(str(error)) from error
         except TransitionRefused as error:
@@ -89,22 +100,34 @@ class RunSession:
 
     @on_conflict_again
     def _append_again(self, events: Sequence[e.Event]) -> Run:
-        return self.outside.log.append_fenced(self.lease, events, self._cause)
+        return self.outside.log.append_fenced(self.lease, events, self._cause, self.run.version)
 
-    def next(self) -> object:
-        """The next news of the work itself.
+    def _patiently(self, append: Callable[[Sequence[e.Event]], Run], events: Sequence[e.Event]) -> Run:
+        """Try for as long as there is patience for outages, and until this worker is to stop."""
+        retrying = Retrying(
+            retry=retry_if_exception_type(OutsideUnavailable),
+            wait=wait_exponential(multiplier=0.2, max=5),
+            stop=stop_after_delay(self.settings.outage_patience_s) | stop_when_event_set(self._stop),
+            sleep=sleep_using_event(self._stop),
+            reraise=True,
+        )
+        return retrying(append, events)
+
+    def next(self, *, child_owes: bool = True) -> object:
+        """The next news of the work itself; a child that owes nothing may be silent.
 
         Raises StopWorkError where the run is no longer ours, WorkFailedError where the child cannot go on, and what
         an upload failed with.
         """
         silent_since = time.monotonic()
         while True:
+            if self._stop.is_set() and not self._stop_ordered:
+                self._stop_ordered = True
+                self.child.order(p.Stop())
             try:
                 item = self.news.get(timeout=0.2)
             except queue.Empty:
-                if self._stop.is_set():
-                    self.child.order(p.Stop())
-                if time.monotonic() - silent_since > self.settings.child_silence_s:
+                if child_owes and time.monotonic() - silent_since > self.settings.child_silence_s:
                     words = f"the training process said nothing for {self.settings.child_silence_s:g} s"
                     raise WorkFailedError(Failure(kind="worker_crashed", words=words), passing=True) from None
                 continue
@@ -119,7 +142,7 @@ class RunSession:
                     raise WorkFailedError(crashed, passing=True)
                 case p.Failed(failure=failure, passing=passing):
                     raise WorkFailedError(failure, passing=passing)
-                case UploadFailed(error=error):
+                case SideWorkFailed(error=error):
                     raise error
                 case _:
                     return item
@@ -151,9 +174,15 @@ class RunSession:
             self.tracking_run_id = self.outside.tracking.open_run(run.run_id, parameters, tags)
         return self.tracking_run_id
 
-    def curves(self, artifact: Artifact) -> tuple[p.CurvePoint, ...]:
-        """The curve points that were stored with a checkpoint."""
-        path = self.outside.artifacts.get(artifact, self.folder / "checkpoints")
+    def curves(self, checkpoint: Checkpoint) -> tuple[p.CurvePoint, ...]:
+        """The curve points that were stored with a checkpoint; a damaged file of them costs no run."""
+        if checkpoint.curves is None:
+            return ()
+        try:
+            path = self.outside.artifacts.get(checkpoint.curves, self.folder / "checkpoints")
+        except ArtifactDamaged as error:
+            log.warning("curves left out", run_id=self.run.run_id, step=checkpoint.step, error=str(error))
+            return ()
         return p.Curves.model_validate_json(path.read_bytes()).points
 
     def log_metrics(self, points: Sequence[p.CurvePoint]) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import queue
+import shutil
 import threading
 import time
 from functools import partial
@@ -70,6 +71,7 @@ class Supervisor:
     def serve(self, stop: threading.Event, *, once: bool) -> int:
         """Claim and work until told to stop, or, with `once`, for one run."""
         log.info("worker serves", worker=self._worker)
+        self._sweep_spool()
         while not stop.is_set():
             news: queue.SimpleQueue[object] = queue.SimpleQueue()
             child = ChildProcess(self._settings, self._log_file, news)
@@ -77,9 +79,9 @@ class Supervisor:
                 state = self._one(child, news, stop)
             finally:
                 child.kill()
+                self._log_file.unlink(missing_ok=True)
             if once and state is not None:
                 return 0 if state in (State.REGISTERED, State.REJECTED) else 1
-        self._log_file.unlink(missing_ok=True)
         return 0
 
     def _one(self, child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threading.Event) -> State | None:
@@ -87,8 +89,10 @@ class Supervisor:
         if not _ready(child, news, stop):
             return None
         log.info("ready for a run", worker=self._worker)
-        while not stop.is_set():
+        while not stop.is_set() and news.empty():  # only the death of an idle child is news
             try:
+                if (ended := self._claims.ended()) is not None:
+                    return ended
                 claimed = self._claims.take()
             except OutsideUnavailable as error:
                 log.warning("waiting", service=error.service, error=error.words)
@@ -106,6 +110,16 @@ class Supervisor:
             self._reconcile_aliases()
             return state
         return None
+
+    def _sweep_spool(self) -> None:
+        """Files of runs that ended while no worker of this machine was looking."""
+        try:
+            for folder in self._settings.spool.glob("*/"):
+                run = self._outside.log.load(folder.name)
+                if run is not None and run.ended:
+                    shutil.rmtree(folder)
+        except OutsideUnavailable as error:
+            log.warning("spool swept another time", error=error.words)
 
     def _work(self, session: RunSession) -> State:
         try:

@@ -1,11 +1,11 @@
 """TRAINING under a lease: freeze the data, train from the newest whole checkpoint, store each before it is named."""
 
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 
 import structlog
 
+from training_fsm.client.artifact_store import same_file
 from training_fsm.domain import events as e
 from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible
 from training_fsm.domain.facts import Failure, Fingerprint, Progress
@@ -73,19 +73,23 @@ class _Segment:
         self._outgoing = outgoing
         self._resumed = resumed
         self._stored = {resumed.artifact.sha256} if resumed is not None else set[str]()
-        self._since_checkpoint: list[p.CurvePoint] = []
+        self._known_to = session.run.checkpoints[-1].step if session.run.checkpoints else 0
+        """Curves up to this step are stored with checkpoints, also where an older one is resumed from."""
+        self._points: list[p.CurvePoint] = []
         self._last_point_ms = 0
+        self._waiting: tuple[Path, int] | None = None
+        self._storing = False
 
     def follow(self) -> None:
         """To the last update, or to where the child was told to stop."""
-        if self._resumed is not None and self._resumed.curves is not None:
-            # Whoever stored this checkpoint may have died before its curves were logged.
-            points = self._session.curves(self._resumed.curves)
+        for checkpoint in self._session.run.checkpoints:
+            # Whoever stored it may have died before its curves were logged; a repeat adds nothing.
+            points = self._session.curves(checkpoint)
             self._uploads.metrics(points)
-            self._last_point_ms = points[-1].timestamp_ms if points else 0
+            self._last_point_ms = points[-1].timestamp_ms if points else self._last_point_ms
         trained: p.Trained | None = None
         while trained is None or trained.sha256 not in self._stored:
-            item = self._session.next()
+            item = self._session.next(child_owes=trained is None)
             if isinstance(item, p.Trained):
                 trained = item
             else:
@@ -103,22 +107,38 @@ class _Segment:
             case p.Advanced():
                 self._session.keeper.progress = _progress(item)
             case p.Curves(points=points):
-                self._since_checkpoint += points
+                self._points += (point for point in points if point.step > self._known_to)
             case p.CheckpointWritten(sha256=sha256) if sha256 not in self._stored:
-                self._send(item)
+                self._keep(item)
+                self._store_next()
             case CheckpointStored(step=step, artifact=artifact, curves=curves, points=points):
                 self._session.append(e.CheckpointSaved(step=step, artifact=artifact, curves=curves))
                 self._uploads.metrics(points)
                 self._stored.add(artifact.sha256)
+                self._storing = False
+                self._store_next()
             case _:
                 pass
 
-    def _send(self, written: p.CheckpointWritten) -> None:
+    def _keep(self, written: p.CheckpointWritten) -> None:
+        """Hold on to a checkpoint that the child will remove. One that still waits is overtaken by it."""
         kept = self._outgoing / f"checkpoint-{written.step:012d}.zip"
-        os.link(written.path, kept)  # the child removes old ones, also while the store is away
-        points, self._since_checkpoint = tuple(self._since_checkpoint), []
+        try:
+            same_file(written.path, kept)
+        except FileNotFoundError:
+            return  # we were slower than the child's next three: a newer one is on its way
+        if self._waiting is not None:
+            self._waiting[0].unlink()
+        self._waiting = kept, written.step
+
+    def _store_next(self) -> None:
+        """One at a time, so that the curves of the one before are sent before this one is named in the log."""
+        if self._storing or self._waiting is None:
+            return
+        (kept, step), self._waiting, self._storing = self._waiting, None, True
+        points, self._points = tuple(self._points), []
         self._last_point_ms = points[-1].timestamp_ms if points else self._last_point_ms
-        self._uploads.checkpoint(kept, written.step, f"checkpoints/{self._session.lease.token:04d}", points)
+        self._uploads.checkpoint(kept, step, f"checkpoints/{self._session.lease.token:04d}", points)
 
     def _begin(self, fingerprint: Fingerprint) -> None:
         session, token = self._session, self._session.lease.token

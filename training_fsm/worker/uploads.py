@@ -19,7 +19,7 @@ from training_fsm.domain.errors import OutsideUnavailable
 from training_fsm.domain.facts import Artifact
 from training_fsm.ports import Artifacts, MetricPoint, Tracking
 from training_fsm.worker import protocol as p
-from training_fsm.worker.lease_keeper import Sink
+from training_fsm.worker.lease_keeper import SideWorkFailed, Sink
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +30,6 @@ class CheckpointStored:
     artifact: Artifact
     curves: Artifact
     points: tuple[p.CurvePoint, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class UploadFailed:
-    """The artifact store was away for longer than we have patience."""
-
-    error: Exception
 
 
 class Uploads:
@@ -97,6 +90,6 @@ class Uploads:
                     with attempt:
                         work()
             except Exception as error:  # noqa: BLE001  (the main loop decides what a failed upload means)
-                self._news.put(UploadFailed(error))
+                self._news.put(SideWorkFailed(error))
 
         self._pool.submit(guarded)
