@@ -101,7 +101,8 @@ class TrainingResumed(Event):
 
     token: int
     step: int
-    checkpoint_sha256: str | None
+    checkpoint: str | None
+    """Its sha256; None where there was none yet."""
     fidelity: Literal["exact", "approximate"]
     fingerprint: Fingerprint
     differences: tuple[str, ...] = ()
@@ -111,15 +112,23 @@ class CheckpointSaved(Event):
     """Everything the rest of the training depends on was stored."""
 
     step: int
-    artifact: Artifact
+    uri: str
+    sha256: str
+    size_bytes: int
     curves: Artifact | None = None
     """The training curves since the checkpoint before, for whoever takes the run over."""
+
+    @property
+    def artifact(self) -> Artifact:
+        """The stored file."""
+        return Artifact(uri=self.uri, sha256=self.sha256, size_bytes=self.size_bytes)
 
 
 class TrainingFinished(Event):
     """The last update is done and its checkpoint stored."""
 
-    checkpoint_sha256: str
+    checkpoint: str
+    """Its sha256."""
     steps: int
 
 
@@ -204,8 +213,8 @@ class MessageDeadLettered(Event):
     size_bytes: int
     key_base64: str | None
     """At most the first kilobyte."""
-    head_base64: str
-    """At most the first 64 kB, base64."""
+    bytes: str
+    """The message's value, base64; at most its first 64 kB."""
 
 
 def _all_types(base: type[Event]) -> dict[str, type[Event]]:

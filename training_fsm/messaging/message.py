@@ -69,6 +69,6 @@ def dead_letter(message: Message, reason: str) -> LetterReceived:
         sha256=hashlib.sha256(message.value).hexdigest(),
         size_bytes=len(message.value),
         key_base64=None if key is None else base64.b64encode(key).decode(),
-        head_base64=base64.b64encode(message.value[:LETTER_HEAD_BYTES]).decode(),
+        bytes=base64.b64encode(message.value[:LETTER_HEAD_BYTES]).decode(),
     )
     return LetterReceived(message.digest, event, message.value)

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 
 from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable
-from training_fsm.domain.events import Event
+from training_fsm.domain.events import CheckpointSaved, Event
 from training_fsm.domain.evolve import evolve
 from training_fsm.domain.facts import Artifact
 from training_fsm.domain.run import Run
@@ -152,4 +152,5 @@ def _artifact_fault(store: Artifacts, logged: LoggedEvent, artifact: Artifact) -
 
 
 def _artifacts(event: Event) -> tuple[Artifact, ...]:
-    return tuple(value for _, value in event if isinstance(value, Artifact))
+    own = (event.artifact,) if isinstance(event, CheckpointSaved) else ()
+    return (*own, *(value for _, value in event if isinstance(value, Artifact)))

@@ -98,7 +98,7 @@ class _Segment:
             raise StopWorkError("told to stop; the last checkpoint is stored")
         self._uploads.metrics(points_at(trained.validation, trained.steps, self._last_point_ms))
         self._uploads.drain()
-        self._session.append(e.TrainingFinished(checkpoint_sha256=trained.sha256, steps=trained.steps))
+        self._session.append(e.TrainingFinished(checkpoint=trained.sha256, steps=trained.steps))
 
     def _take(self, item: object) -> None:
         match item:
@@ -112,7 +112,7 @@ class _Segment:
                 self._keep(item)
                 self._store_next()
             case CheckpointStored(step=step, artifact=artifact, curves=curves, points=points):
-                self._session.append(e.CheckpointSaved(step=step, artifact=artifact, curves=curves))
+                self._session.append(e.CheckpointSaved(step=step, curves=curves, **artifact.model_dump()))
                 self._uploads.metrics(points)
                 self._stored.add(artifact.sha256)
                 self._storing = False
@@ -158,7 +158,7 @@ class _Segment:
             e.TrainingResumed(
                 token=token,
                 step=self._resumed.step if self._resumed is not None else 0,
-                checkpoint_sha256=self._resumed.artifact.sha256 if self._resumed is not None else None,
+                checkpoint=self._resumed.artifact.sha256 if self._resumed is not None else None,
                 fidelity="approximate" if differences else "exact",
                 fingerprint=fingerprint,
                 differences=differences,

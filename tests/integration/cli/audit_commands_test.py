@@ -39,7 +39,7 @@ def full_log(engine: sa.Engine, live: Live) -> sa.Engine:
 def _letter() -> MessageDeadLettered:
     fields: dict[str, object] = dict.fromkeys(MessageDeadLettered.model_fields)
     fields |= {"topic": "requested.train-model", "partition": 0, "offset": 0, "reason": "value: expected JSON"}
-    fields |= {"sha256": hashlib.sha256(MESSAGE).hexdigest(), "size_bytes": len(MESSAGE), "head_base64": ""}
+    fields |= {"sha256": hashlib.sha256(MESSAGE).hexdigest(), "size_bytes": len(MESSAGE), "bytes": ""}
     return MessageDeadLettered.model_validate(fields)
 
 
@@ -264,7 +264,7 @@ def test_stored_files_are_verified(
     weights.write_bytes(b"weights")
     stored = MlflowArtifacts(connection).put(tracking_run, "checkpoints", weights)
     live(engine, "r", 5)
-    saved = CheckpointSaved(step=2048, artifact=stored)
+    saved = CheckpointSaved(step=2048, **stored.model_dump())
     PostgresEventLog(engine).append_fenced(Lease("r", 1, "worker-1"), [saved], Cause("worker-1", "work", "r"))
 
     report = json.loads(cli("audit", "verify", "--json").stdout)

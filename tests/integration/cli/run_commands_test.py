@@ -286,7 +286,7 @@ def test_watch_follows_to_the_end(engine: sa.Engine, live: Live, cli: Cli, quick
     def go_on() -> None:
         time.sleep(0.2)
         log, lease = PostgresEventLog(engine), Lease("r", 1, "worker-1")
-        log.append_fenced(lease, [e.TrainingFinished(checkpoint_sha256="c", steps=1)], Cause("worker-1", "1", "1"))
+        log.append_fenced(lease, [e.TrainingFinished(checkpoint="c", steps=1)], Cause("worker-1", "1", "1"))
         registered = e.ModelRegistered(name="eurusd-ppo", version=3, digest="d")
         log.append_fenced(lease, [registered], Cause("worker-1", "1", "1"))
 

@@ -21,7 +21,7 @@ def killed_once(life: Life) -> list[e.Event]:
     resumed = e.TrainingResumed(
         token=2,
         step=saved.step,
-        checkpoint_sha256=saved.artifact.sha256,
+        checkpoint=saved.artifact.sha256,
         fidelity="exact",
         fingerprint=started.fingerprint,
     )

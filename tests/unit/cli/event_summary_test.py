@@ -15,7 +15,7 @@ def _others(life: tuple[e.Event, ...]) -> tuple[e.Event, ...]:
     letter |= {"topic": "t", "partition": 0, "offset": 7, "reason": "no JSON", "sha256": "", "size_bytes": 1}
     return (
         e.TrainingResumed(
-            token=2, step=2048, checkpoint_sha256="a", fidelity="exact", fingerprint=started.fingerprint, differences=()
+            token=2, step=2048, checkpoint="a", fidelity="exact", fingerprint=started.fingerprint, differences=()
         ),
         e.ModelRejected(failed=("sharpe",)),
         e.AttemptFailed(reason=FAILURE, attempt=2, retry_at=datetime(2026, 11, 24, tzinfo=UTC)),
@@ -23,7 +23,7 @@ def _others(life: tuple[e.Event, ...]) -> tuple[e.Event, ...]:
         e.RunCancelled(actor="me", why="enough"),
         e.RunRetried(actor="me", why=""),
         e.CommandRefused(command_id="1", command_source="s", command_type="cancel_run", run_id="r", reason="no run"),
-        e.MessageDeadLettered.model_validate(letter | {"head_base64": ""}),
+        e.MessageDeadLettered.model_validate(letter | {"bytes": ""}),
     )
 
 

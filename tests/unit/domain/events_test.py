@@ -35,7 +35,7 @@ def _all(life: Life) -> tuple[e.Event, ...]:
         e.TrainingResumed(
             token=2,
             step=0,
-            checkpoint_sha256=None,
+            checkpoint=None,
             fidelity="approximate",
             fingerprint=started.fingerprint,
             differences=("torch: 1 / 2",),
@@ -54,7 +54,7 @@ def _all(life: Life) -> tuple[e.Event, ...]:
             sha256="a",
             size_bytes=3,
             key_base64=None,
-            head_base64="YQ==",
+            bytes="YQ==",
         ),
     )
 

@@ -8,7 +8,7 @@ import pytest
 from training_fsm.domain import events as e
 from training_fsm.domain.errors import TransitionRefused
 from training_fsm.domain.evolve import CHECKPOINTS_KEPT, evolve
-from training_fsm.domain.facts import Artifact, Failure
+from training_fsm.domain.facts import Failure
 from training_fsm.domain.machine import destination
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
@@ -99,7 +99,5 @@ def test_a_run_that_waits_is_due_by_its_question(life: Life) -> None:
 def test_as_many_checkpoints_are_kept_as_a_resume_may_fall_back_to(life: Life) -> None:
     """The newest come last."""
     run = _fold(*life("r")[:7])
-    saved = [
-        e.CheckpointSaved(step=step, artifact=Artifact(uri="u", sha256=f"{step}", size_bytes=1)) for step in range(9)
-    ]
+    saved = [e.CheckpointSaved(step=step, uri="u", sha256=f"{step}", size_bytes=1) for step in range(9)]
     assert [kept.step for kept in _fold(*saved, run=run).checkpoints] == list(range(9))[-CHECKPOINTS_KEPT:]

@@ -33,7 +33,7 @@ def event_of(life: Life) -> dict[type[e.Event], e.Event]:
     more = (
         e.FeaturesRequested(request_id=asked, attempt=1, deadline="2026-11-24T12:00:00Z"),
         e.TrainingResumed(
-            token=1, step=2048, checkpoint_sha256="a" * 64, fidelity="exact", fingerprint=_started(life).fingerprint
+            token=1, step=2048, checkpoint="a" * 64, fidelity="exact", fingerprint=_started(life).fingerprint
         ),
         e.ModelRejected(failed=("sharpe",)),
         e.AttemptFailed(reason=FAILURE, attempt=1, retry_at="2026-11-24T12:00:00Z"),

@@ -44,7 +44,7 @@ def test_a_letter_keeps_the_whole_message_and_an_event_of_bounded_size() -> None
     assert letter.message == value
     assert letter.event.sha256 == hashlib.sha256(value).hexdigest()
     assert (letter.event.topic, letter.event.partition, letter.event.offset) == ("t", 1, 2)
-    assert base64.b64decode(letter.event.head_base64) == value[:65_536]
+    assert base64.b64decode(letter.event.bytes) == value[:65_536]
     assert base64.b64decode(letter.event.key_base64 or "") == key[:1024]
     assert len(letter.event.model_dump_json()) < EVENT_BYTES_MAX
 

@@ -36,7 +36,7 @@ def _faults_of_resume(events: Sequence[e.Event]) -> list[str]:
     if not before:
         return ["training_resumed: expected a checkpoint_saved before it"]
     last = before[-1]
-    if (resume.step, resume.checkpoint_sha256) != (last.step, last.artifact.sha256):
+    if (resume.step, resume.checkpoint) != (last.step, last.artifact.sha256):
         return [f"training_resumed: expected the last checkpoint, of step {last.step}, got step {resume.step}"]
     return [] if resume.fidelity == "exact" else [f"training_resumed: expected exact, got {resume.fidelity}"]
 
