@@ -6,6 +6,7 @@ and not ``preexec_fn``, because Python code between fork and exec may deadlock i
 
 import ctypes
 import os
+import signal
 import sys
 
 _PR_SET_PDEATHSIG = 1
@@ -27,6 +28,9 @@ def main() -> None:
     # The parent may have died before the call above; then no signal will ever come.
     if os.getppid() != parent:
         sys.exit(1)
+    # A shell ignores SIGINT in what it starts behind `&`, and what is ignored is inherited: a stop would be unheard.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_DFL)
     try:
         os.execvp(argv[0], argv)
     except OSError as error:
