@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from mlflow import MlflowClient
 
@@ -221,6 +222,29 @@ def test_worker_that_slept_through_its_lease_is_fenced_out(family: Family) -> No
         taken_over = taken_over or (logged.type == "run_claimed" and not logged.actor.startswith(sleeper.name))
         assert not (taken_over and logged.actor.startswith(sleeper.name)), f"version {logged.version} came too late"
     _assert_as_written(family, "fenced")
+    _assert_no_metric_twice(family, run)
+
+
+def test_cut_connections_to_postgres_cost_no_training(family: Family) -> None:
+    """Appends that lose their connection are made once all the same: one claim, no failed attempt, no event twice."""
+    family.ensure_workers(1)
+    family.request("cut", model="cut-ppo")
+    family.wait("cut", lambda run: run.started)
+    cut = sa.text(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE application_name = 'training-fsm-worker'"
+    )
+    cuts = 0
+    while not (run := family.wait("cut", lambda _: True)).ended and cuts < 60:
+        with family.engine.connect() as connection:
+            cuts += connection.execute(cut).scalar_one()
+        time.sleep(0.05)
+    run = family.wait("cut", lambda run: run.ended)
+    assert run.state is State.REGISTERED, run.failure
+    kinds = Counter(_types(family, "cut"))
+    assert cuts > 5, "the cuts hit something"
+    assert (kinds["run_claimed"], kinds["attempt_failed"], kinds["training_finished"]) == (1, 0, 1)
+    steps = [x.step for logged in family.history("cut") if isinstance(x := logged.event, e.CheckpointSaved)]
+    assert steps == sorted(set(steps)), "no checkpoint is named twice"
     _assert_no_metric_twice(family, run)
 
 
