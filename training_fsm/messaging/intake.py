@@ -14,6 +14,7 @@ from training_fsm.messaging.command_listener import hear_command
 from training_fsm.messaging.message import Message, dead_letter, from_kafka
 from training_fsm.messaging.preprocessing_listener import PREPROCESS_TOPICS, hear_preprocess
 from training_fsm.messaging.topic_watch import TopicWatch
+from training_fsm.store.errors import is_database_fault
 
 log = structlog.get_logger()
 
@@ -98,6 +99,9 @@ class Intake:
         except OutsideUnavailable:
             raise
         except Exception as error:
+            if is_database_fault(error):
+                # A valid command must not become a letter because of, say, an index that is damaged.
+                raise OutsideUnavailable("postgres", str(error)) from error
             if len(messages) > 1:
                 half = len(messages) // 2
                 self._store(messages[:half])

@@ -93,7 +93,17 @@ def test_a_poison_message_becomes_a_letter_and_the_others_go_on(station: "Statio
     assert "\x00" not in letter.event.reason
 
 
-@pytest.mark.parametrize("fault", [OutsideUnavailable("postgres", "away"), Conflict("busy")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OutsideUnavailable("postgres", "away"),
+        Conflict("busy"),
+        sa.exc.InternalError("statement", {}, ValueError("damaged")),
+        sa.exc.OperationalError("statement", {}, ValueError("locked")),
+        sa.exc.TimeoutError("no connection free"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
 def test_a_fault_that_passes_is_waited_for(station: "Station", fault: Exception) -> None:
     """Nothing becomes a letter, and nothing is committed before it is stored."""
     offered: list[list[str]] = []

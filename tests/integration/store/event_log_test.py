@@ -20,6 +20,7 @@ from training_fsm.local.postgres import start_postgres
 from training_fsm.messaging.message import Message, dead_letter
 from training_fsm.ports import Cause, InboxEntry
 from training_fsm.store.engine import make_engine
+from training_fsm.store.errors import domain_errors
 from training_fsm.store.event_log import PostgresEventLog
 from training_fsm.store.hash_chain import GENESIS, Envelope
 from training_fsm.store.migrate import migrate
@@ -302,6 +303,20 @@ def test_many_threads_append_to_many_runs_without_a_hole_in_any(
         thread.join()
     for run_id in runs:
         assert [row.version for row in _events(engine, f"run-{run_id}")] == list(range(1, 7 + 30 + 1))
+
+
+@pytest.mark.parametrize("state", ["25P03", "25006", "53100", "53300", "57P01", "58030", "08006"])
+def test_a_postgres_that_cannot_serve_now_is_unavailable(engine: sa.Engine, state: str) -> None:
+    """Idle for too long, read-only, out of disk, connections or luck: all of them pass."""
+    with pytest.raises(OutsideUnavailable, match="postgres: no luck"), domain_errors(), engine.begin() as connection:
+        connection.execute(sa.text(f"DO $$ BEGIN RAISE 'no luck' USING ERRCODE = '{state}'; END $$"))
+
+
+@pytest.mark.parametrize("state", ["XX000", "22003", "42501", "55P03"])
+def test_other_faults_of_postgres_stay_what_they_are(engine: sa.Engine, state: str) -> None:
+    """Waiting would hide a fault of ours."""
+    with pytest.raises(sa.exc.DBAPIError, match="our fault"), domain_errors(), engine.begin() as connection:
+        connection.execute(sa.text(f"DO $$ BEGIN RAISE 'our fault' USING ERRCODE = '{state}'; END $$"))
 
 
 def test_a_postgres_that_dies_in_the_middle_is_unavailable_and_keeps_what_was_committed(
