@@ -1,6 +1,7 @@
 """MLflow: experiment tracking and the model registry, each call at most once as far as MLflow can know."""
 
 import os
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -59,14 +60,14 @@ class MlflowConnection:
     @contextmanager
     def calls(self, what: str) -> Iterator["MlflowClient"]:
         """The client; what it raises becomes OutsideUnavailable that says what was tried."""
-        client = self._made()
         from mlflow.exceptions import MlflowException
         from requests.exceptions import RequestException
+        from sqlalchemy.exc import SQLAlchemyError  # a tracking URI may be a database
 
         try:
-            yield client
-        except (MlflowException, RequestException, OSError) as error:
-            raise OutsideUnavailable("mlflow", f"{what}: {error}") from error
+            yield self._made()
+        except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+            raise OutsideUnavailable("mlflow", _without_password(f"{what}: {error}")) from error
 
     def make_global(self) -> None:
         """Make this MLflow's global tracking URI: its SQL registry looks up a version's source there, not here."""
@@ -244,6 +245,11 @@ def _logged_model(
         model = client.create_logged_model(experiment_id, name="model", source_run_id=tracking_run_id, tags=marks)
     client.log_model_artifacts(model.model_id, str(folder))
     return client.finalize_logged_model(model.model_id, "READY")
+
+
+def _without_password(words: str) -> str:
+    """Words that may be published: MLflow quotes its URI, and that may hold a password."""
+    return re.sub(r"(\w+://)[^/@\s]+@", r"\1", words)
 
 
 def _equals(tag: str, value: str) -> str:

@@ -29,12 +29,16 @@ from training_fsm.messaging.topics import Topics
 from training_fsm.settings import Settings, load_settings
 from training_fsm.store.engine import make_engine
 from training_fsm.store.migrate import migrate
+from training_fsm.store.unit_of_work import WORK_CHANNEL
 
 STOP_WORKER_S = 30.0
 """Long enough for a last checkpoint to be stored."""
 EXAMPLES = Path(__file__).with_name("examples")
 """Requests that the shipped prices can serve."""
-_WORKERS_AT_WORK = sa.text("SELECT count(*) FROM pg_stat_activity WHERE application_name = 'training-fsm-worker'")
+_WORKERS_READY = sa.text(
+    "SELECT (SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query = :listens)"
+    " + (SELECT count(*) FROM run_heads WHERE worker = ANY(:workers) AND lease_until > clock_timestamp())"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,7 @@ class LocalStack:
         base = load_settings(self._home)
         ports = self._options.ports
         self._logs = self._home / "logs"
+        self._worker_name = base.worker_name
         self._mlflow_port = claim_port(ports.mlflow, "MLflow")
         self._postgres_port = claim_port(ports.postgres, "PostgreSQL")
         self._kafka_port = claim_port(ports.kafka, "Kafka")
@@ -137,8 +142,8 @@ class LocalStack:
         ingest = Supervised("ingest", self._launch_ingest, lambda _: answers_http(self._ingest_port, "/health"))
         preprocess = Supervised("preprocess", self._launch_preprocess, _consumes)
         orchestrator = Supervised("orchestrator", partial(self._launch_role, "orchestrator"), self._has_topics)
-        workers = [
-            Supervised(name, partial(self._launch_role, "worker", name), self._workers_ask, STOP_WORKER_S)
+        self._workers = [
+            Supervised(name, partial(self._launch_role, "worker", name), self._workers_ready, STOP_WORKER_S)
             for name in (f"worker-{number}" for number in range(1, self._options.workers + 1))
         ]
         self._kafka_clients = (ingest, preprocess, orchestrator)
@@ -151,11 +156,11 @@ class LocalStack:
         migrate(self._engine)
         orchestrator.start()
         self._wait(preprocess)  # it makes the Feast repository that workers open first of all
-        if workers:
-            self._layers.append(workers)
-        for each in workers:
+        if self._workers:
+            self._layers.append(self._workers)
+        for each in self._workers:
             each.start()
-        for each in (mlflow, ingest, orchestrator, *workers):
+        for each in (mlflow, ingest, orchestrator, *self._workers):
             self._wait(each)
         self._engine.dispose()
         write_services(self._home, self.services)
@@ -218,10 +223,13 @@ class LocalStack:
         wanted = Topics.with_prefix(self._found.topic_prefix).all
         return self._admin.list_topics(timeout=5).topics.keys() >= set(wanted)
 
-    def _workers_ask(self, _: ManagedProcess) -> bool:
-        """Whether every worker looks for runs: it does so once its training child has imported everything."""
+    def _workers_ready(self, _: ManagedProcess) -> bool:
+        """Whether every worker listens for runs or has one: it does once its training child has imported everything."""
+        pids = [worker.process.pid for worker in self._workers if worker.process is not None]
+        names = [f"{self._worker_name}-{pid}" for pid in pids]
         with self._engine.connect() as connection:
-            return int(connection.execute(_WORKERS_AT_WORK).scalar_one()) >= self._options.workers
+            found = connection.execute(_WORKERS_READY, {"listens": f"LISTEN {WORK_CHANNEL}", "workers": names})
+            return int(found.scalar_one()) >= len(self._workers)
 
 
 def _consumes(preprocess: ManagedProcess) -> bool:

@@ -71,3 +71,6 @@ class Asker:
         except (Conflict, OutsideUnavailable) as error:
             # Nothing is lost: the question is due again when the hold on it ends.
             log.warning("question comes back later", run_id=run.run_id, error=str(error))
+        except Exception:
+            # One run's surprise must not end the questions of the others.
+            log.exception("question cannot be asked", run_id=run.run_id)

@@ -22,8 +22,10 @@ def hear_preprocess(message: Message) -> Inbound | None:
         return dead_letter(message, str(error))
     if not isinstance(body, dict):
         return dead_letter(message, f"value: expected a JSON object, got {type(body).__name__}")
-    if message.topic == PREPROCESS_ERROR:
-        return _failed(message, body)
+    event_type = dict(message.headers).get("event_type", b"").decode("utf-8", "replace").replace("\x00", "")
+    # A completion that could not be delivered on its own topic comes on this one.
+    if message.topic == PREPROCESS_ERROR and event_type != "preprocessing_completed":
+        return _failed(message, body, event_type)
     request_id = _request_id(body)
     if request_id is None:
         return dead_letter(message, "request_id: expected text, it is the only link to a run")
@@ -38,8 +40,7 @@ def hear_preprocess(message: Message) -> Inbound | None:
     return NotificationReceived(message.digest, completed)
 
 
-def _failed(message: Message, body: dict[str, JsonValue]) -> NotificationReceived | None:
-    event_type = dict(message.headers).get("event_type", b"").decode("utf-8", "replace").replace("\x00", "")
+def _failed(message: Message, body: dict[str, JsonValue], event_type: str) -> NotificationReceived | None:
     request_id = _request_id(body)
     if request_id is None:
         return None  # a resampling error names no request: the deadline catches it

@@ -8,6 +8,8 @@ from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
+from training_fsm.domain.errors import TrainingFsmError
+
 log = structlog.get_logger()
 
 PREPROCESS_COMPLETED = ("completed.preprocess-data.offline", "completed.preprocess-data")
@@ -37,16 +39,41 @@ class Topics:
         return (self.requested, self.events, self.completed, self.error, self.dead_letters)
 
 
+class TopicsRefused(TrainingFsmError):
+    """Kafka will not create a topic of ours, whenever it is asked."""
+
+
+_FOR_GOOD = frozenset(
+    {
+        KafkaError.TOPIC_AUTHORIZATION_FAILED,
+        KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+        KafkaError.INVALID_REPLICATION_FACTOR,
+        KafkaError.INVALID_PARTITIONS,
+        KafkaError.POLICY_VIOLATION,
+    }
+)
+
+
 def create_missing(admin: AdminClient, names: tuple[str, ...], partitions: int, replication: int) -> None:
-    """Create the topics that are not there yet. Raises KafkaException where the broker refuses."""
-    wanted = [NewTopic(name, num_partitions=partitions, replication_factor=replication) for name in names]
+    """Create the topics that are not there yet; where all are, no right to create is needed.
+
+    Raises TopicsRefused where the broker refuses for good, KafkaException where trying again may help.
+    """
+    there = topic_ids(admin, names)
+    missing = [name for name in names if name not in there]
+    if not missing:
+        return
+    wanted = [NewTopic(name, num_partitions=partitions, replication_factor=replication) for name in missing]
     future: Future[None]
     for name, future in admin.create_topics(wanted, operation_timeout=30).items():
         try:
             future.result()
             log.info("topic created", topic=name, partitions=partitions)
         except KafkaException as error:
-            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+            reason = error.args[0]
+            if reason.code() in _FOR_GOOD:
+                raise TopicsRefused(f"kafka refuses to create topic {name}: {reason.str()}") from error
+            if reason.code() != KafkaError.TOPIC_ALREADY_EXISTS:
                 raise
 
 

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
+from training_fsm.domain.errors import OutsideUnavailable
 from training_fsm.domain.events import DataFrozen, EvaluationFinished, ModelRegistered
 from training_fsm.domain.metrics import HEADLINE_METRICS
 from training_fsm.domain.request import TrainingRequest
@@ -39,13 +40,19 @@ class ModelLifecycleService:
     def reconcile_aliases(self, candidates: Mapping[str, int]) -> tuple[str, ...]:
         """Point `candidate` of each model name at its version in the log; names of those that had to be moved.
 
-        Repeat it: a crash after ModelRegistered leaves an alias behind, and the next call moves it.
+        Repeat it: a crash after ModelRegistered leaves an alias behind, and the next call moves it. Raises
+        OutsideUnavailable, after all others were looked at, that names the models whose alias could not be moved.
         """
-        moved = []
+        moved, failed = [], []
         for name, version in candidates.items():
-            if self._models.alias_version(name, CANDIDATE) != version:
-                self._models.set_alias(name, CANDIDATE, version)
-                moved.append(name)
+            try:
+                if self._models.alias_version(name, CANDIDATE) != version:
+                    self._models.set_alias(name, CANDIDATE, version)
+                    moved.append(name)
+            except OutsideUnavailable as error:
+                failed.append(f"{name}: {error.words}")
+        if failed:
+            raise OutsideUnavailable("mlflow", "; ".join(failed))
         return tuple(moved)
 
 

@@ -126,11 +126,20 @@ class PostgresEventLog:
 
     @contextmanager
     def latest_registered(self) -> Iterator[dict[str, int]]:
-        """The latest registered version of each model, as the log has it; one caller at a time.
+        """The latest registered version of each model, as the log has it; empty while another caller is inside.
 
-        Whoever carries them elsewhere inside the block never carries older ones after newer ones.
+        Whoever carries them elsewhere inside the block never carries older ones after newer ones. No transaction is
+        open meanwhile: MLflow may take its time.
         """
-        with domain_errors(), self._engine.begin() as connection:
-            connection.execute(sa.text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": ALIASES_LOCK})
-            rows = connection.execute(sql.REGISTERED).all()
-            yield {row.name: row.version for row in rows}
+        with domain_errors(), self._engine.connect() as connection:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            lock = {"lock": ALIASES_LOCK}
+            if not connection.execute(sa.text("SELECT pg_try_advisory_lock(:lock)"), lock).scalar_one():
+                yield {}
+                return
+            try:
+                rows = connection.execute(sql.REGISTERED).all()
+                yield {row.model: row.version for row in rows}
+            finally:
+                if not connection.invalidated:
+                    connection.execute(sa.text("SELECT pg_advisory_unlock(:lock)"), lock)

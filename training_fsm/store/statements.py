@@ -126,9 +126,8 @@ RELEASE = sa.text("UPDATE run_heads SET lease_until = NULL WHERE run_id = :run_i
 
 REGISTERED = sa.text(
     """
-    SELECT DISTINCT ON (payload->>'name') payload->>'name' AS name, (payload->>'version')::int AS version
-    FROM events WHERE type = 'model_registered'
-    ORDER BY payload->>'name', position DESC
+    SELECT model, max((run #>> '{registered,version}')::int) AS version
+    FROM run_heads WHERE state = 'REGISTERED' GROUP BY model
     """
 )
 

@@ -6,11 +6,13 @@ from typing import Self
 
 import psycopg
 import structlog
+from psycopg.conninfo import make_conninfo
 from sqlalchemy import make_url
 
 from training_fsm.domain.errors import TrainingFsmError
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
+from training_fsm.store.engine import NETWORK
 from training_fsm.store.event_log import Lease, PostgresEventLog
 from training_fsm.store.unit_of_work import WORK_CHANNEL
 
@@ -63,7 +65,7 @@ class Claims:
         """Until a run becomes claimable, or the time is over; what was notified meanwhile is one wake-up."""
         try:
             if self._connection is None:
-                self._connection = psycopg.connect(self._dsn, autocommit=True)
+                self._connection = psycopg.connect(make_conninfo(self._dsn, **NETWORK), autocommit=True)
                 self._connection.execute(f"LISTEN {WORK_CHANNEL}")
                 return  # something may have come before we listened
             for _ in self._connection.notifies(timeout=at_most_s, stop_after=1):

@@ -15,7 +15,7 @@ from training_fsm.domain.errors import OutsideUnavailable
 from training_fsm.messaging import topic_watch
 from training_fsm.messaging.kafka import make_admin
 from training_fsm.messaging.topic_watch import TopicWatch
-from training_fsm.messaging.topics import create_missing, topic_ids
+from training_fsm.messaging.topics import TopicsRefused, create_missing, topic_ids
 from training_fsm.store.outbox import PostgresOutbox
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def test_only_missing_topics_are_created(station: "Station") -> None:
 def test_a_broker_s_refusal_to_create_is_raised(kafka_station: "Station") -> None:
     """More replicas than there are brokers is not passed over."""
     name = f"{kafka_station.settings.topic_prefix}new"
-    with pytest.raises(KafkaException, match="INVALID_REPLICATION_FACTOR"):
+    with pytest.raises(TopicsRefused, match=name):
         create_missing(make_admin(kafka_station.settings), (name,), partitions=1, replication=3)
 
 

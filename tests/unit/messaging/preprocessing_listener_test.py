@@ -72,6 +72,12 @@ def test_each_kind_of_completion_is_heard(topic: str, details: dict[str, JsonVal
     assert _news(_message(topic, body)) == expected
 
 
+def test_a_completion_that_could_not_be_delivered_is_heard_where_it_ended() -> None:
+    """Preprocess puts what its own topic refused onto the error topic; it is no failure."""
+    news = _news(_message(ERROR, COMPLETION, "preprocessing_completed"))
+    assert isinstance(news, PreprocessCompleted)
+
+
 def test_a_completion_may_lack_all_but_its_request() -> None:
     """Only the request id is needed; a field of another kind is no reason to leave a run waiting."""
     assert _news(_message(OFFLINE, {"request_id": ID})) == PreprocessCompleted(
@@ -131,13 +137,12 @@ def test_an_error_without_words_says_so() -> None:
     ("body", "event_type"),
     [
         ({"symbol": "EURUSD", "base_timeframe": "1h", "error_message": "no bars"}, "resampling_error"),
-        (COMPLETION, "preprocessing_completed"),
         (COMPLETION, "resampled_data"),
         (FAILURE, None),
         (FAILURE, b"\xff"),
         ({"another": "service's"}, "preprocessing_error"),
     ],
-    ids=["resampling", "undelivered", "undelivered data", "no type", "no text", "no request"],
+    ids=["resampling", "undelivered data", "no type", "no text", "no request"],
 )
 def test_what_cannot_concern_a_run_of_ours_is_no_error(
     body: dict[str, JsonValue], event_type: str | bytes | None
