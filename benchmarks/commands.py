@@ -167,14 +167,14 @@ def _commands_per_s(engine: sa.Engine, producer: Producer, topics: Topics) -> fl
 def _events_per_s(engine: sa.Engine, settings: Settings) -> float:
     """The whole log, published by a relay that begins at position 0 and has the machine for itself."""
     topics, group, stop = Topics.with_prefix(settings.topic_prefix), f"{settings.topic_prefix}relay", threading.Event()
-    create_missing(make_admin(settings), topics.all, settings.topic_partitions, 1)
+    admin = make_admin(settings)
     relay = Relay(
         PostgresOutbox(engine),
         topics,
-        group,
         lambda: make_producer(settings, group),
         lambda: make_consumer(settings, group),
-        make_admin(settings),
+        admin,
+        lambda: create_missing(admin, topics.all, settings.topic_partitions, 1),
     )
     last = _number(engine, "SELECT max(position) FROM events")
     thread = threading.Thread(target=relay.run, args=(stop,))

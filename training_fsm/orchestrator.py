@@ -27,28 +27,32 @@ log = structlog.get_logger()
 def run_orchestrator(settings: Settings, stop: threading.Event) -> int:
     """Serve until told to stop, or until a thread dies of what nobody foresaw; then exit 1, to be started again.
 
-    Waits for Postgres and Kafka where they are not up yet. Raises SchemaBehind.
+    Waits for Postgres and Kafka where they are not up yet. Raises SchemaBehind, TopicsRefused.
     """
     engine = make_engine(settings.database_url, application_name="training-fsm-orchestrator")
     event_log, outbox = PostgresEventLog(engine), PostgresOutbox(engine)
     topics, admin = Topics.with_prefix(settings.topic_prefix), make_admin(settings)
     ingest = IngestClient(settings.ingest_url, settings.ingest_path, read_timeout_s=settings.ingest_timeout_s)
     service = TrainingOrchestrationService(event_log, settings.policy, ingest, random.random)
+
+    def create_topics() -> None:
+        create_missing(admin, topics.all, settings.topic_partitions, settings.topic_replication)
+
     relay_group = f"{settings.topic_prefix}training-fsm-relay"
     relay = Relay(
         outbox,
         topics,
-        relay_group,
         lambda: make_producer(settings, relay_group),
         lambda: make_consumer(settings, relay_group),
         admin,
+        create_topics,
     )
     asker = Asker(service, event_log, hold_s=settings.ingest_timeout_s * 2)
     watch = TopicWatch(admin, outbox, (topics.requested, *PREPROCESS_TOPICS))
 
     def prepare() -> None:
         require_schema(engine)
-        create_missing(admin, topics.all, settings.topic_partitions, settings.topic_replication)
+        create_topics()
         watch.look()
 
     def committed() -> None:

@@ -46,7 +46,8 @@ class Settings(BaseSettings):
     bootstrap_servers: str = "localhost:9092"
     """Kafka brokers."""
     kafka_options: dict[str, str] = Field(default_factory=dict)
-    """Any librdkafka option as JSON, `{"security.protocol": "SASL_SSL", …}`; goes to every client."""
+    """Any librdkafka option as JSON, `{"security.protocol": "SASL_SSL", …}`, for every client; only what delivery
+    depends on (group, transactions, acknowledgements, offsets) is ours."""
     topic_prefix: str = Field(default="", pattern=r"^[A-Za-z0-9._-]*$")
     """Stands before the names of our own topics, groups and transactional ids: two installations on one cluster."""
     topic_partitions: int = Field(default=6, gt=0)
@@ -76,8 +77,8 @@ class Settings(BaseSettings):
     attempts_max: int = Field(default=8, gt=0)
     """Failures in a row, without progress, before a run fails."""
     backoff_first_s: float = Field(default=2, gt=0)
-    """Doubled with every failure in a row; an outage of about two minutes is outlasted."""
-    """Before the second attempt; doubles with every further one."""
+    """Before the second attempt; doubles with every failure in a row. With the defaults an outage of about two
+    minutes is outlasted."""
     backoff_max_s: float = Field(default=60, gt=0)
     """Longest pause between two attempts."""
 

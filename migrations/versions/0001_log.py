@@ -165,11 +165,13 @@ VIEWS = """
 CREATE VIEW runs AS
 SELECT run_id, state, model, symbol, timeframe,
        (run #>> '{checkpoints,-1,step}')::bigint AS checkpoint_step,
-       (run #>> '{request,agent,total_timesteps}')::bigint AS total_timesteps,
+       (ceil((run #>> '{request,agent,total_timesteps}')::numeric / rollout) * rollout)::bigint AS total_timesteps,
        (run #>> '{registered,version}')::int AS model_version,
        run #>> '{failure,words}' AS failure,
        worker, lease_until, version, token, requested_at, changed_at
-FROM run_heads;
+FROM run_heads,
+     LATERAL (SELECT (run #>> '{request,agent,hyperparameters,n_steps}')::bigint
+                     * (run #>> '{request,agent,n_envs}')::bigint AS rollout) AS agent;
 COMMENT ON VIEW runs IS 'Each run as it stands.';
 
 CREATE VIEW run_history AS

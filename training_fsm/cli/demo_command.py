@@ -10,6 +10,7 @@ import typer
 
 from training_fsm.cli.context import Home
 from training_fsm.cli.errors import BadInput, complain
+from training_fsm.cli.extras import require_extra
 from training_fsm.cli.up_command import interruptible, print_services, running
 
 WORKERS = 2
@@ -29,6 +30,7 @@ def demo(ctx: typer.Context, home: Home = None, keep: Keep = False) -> None:
 
     Exits 0 only if all of it was so. Takes about two minutes and leaves nothing running.
     """
+    require_extra("local")
     from training_fsm.cli.demo.story import tell
     from training_fsm.cli.output import make_console
     from training_fsm.local.stack import StackOptions

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from training_fsm.cli.context import Home, settings_of
+from training_fsm.cli.extras import require_extra
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +33,7 @@ def worker(
     run: Annotated[str | None, typer.Option("--run", help="With --once: this run and no other.")] = None,
 ) -> None:
     """Claim runs and train, evaluate and register them."""
+    require_extra("worker")
     from training_fsm.logs import configure_logs
     from training_fsm.signals import stop_on_signals
     from training_fsm.worker.supervisor import run_worker

@@ -12,6 +12,7 @@ import typer
 
 from training_fsm.cli.context import Home, settings_of
 from training_fsm.cli.errors import NotSo, complain
+from training_fsm.cli.extras import require_extra
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,6 +62,7 @@ def up(
     ingest_port: IngestPort = None,
 ) -> None:
     """Start everything on this machine and keep it running until Ctrl-C; data stays in the home folder."""
+    require_extra("local")
     from training_fsm.cli.output import make_console
     from training_fsm.local.stack import Ports, StackOptions
 

@@ -83,7 +83,7 @@ def train_segment(
     envs = [env_class(training, request.env) for _ in range(settings.n_envs)]
     validation_env = env_class(validation, request.env, single_pass=True)
     agent = make_agent(settings, vectorise(envs, settings))
-    digest = request_digest(request, frozen)
+    digest = owner_digest(request, frozen)
     if resume_from is not None:
         load_checkpoint(resume_from, agent, digest)
     keeper = _CheckpointKeeper(spool, digest, callbacks.on_checkpoint, agent.num_timesteps)
@@ -99,7 +99,7 @@ def train_segment(
     )
 
 
-def request_digest(request: TrainingRequest, frozen: DataFrozen) -> str:
+def owner_digest(request: TrainingRequest, frozen: DataFrozen) -> str:
     """sha256 over what a checkpoint belongs to: the request, and the frozen data.
 
     Defaults are left out, so that a field added later, with a default that changes nothing, changes no digest.
@@ -122,13 +122,13 @@ def validation_metrics(agent: PPO, env: BaseTradingEnv, seed: int) -> dict[str, 
         worst = max(worst, account.drawdown)
     account.liquidate(env.bar)
     return {
-        "validation/total_return": account.equity / env.config.start_balance - 1.0,
-        "validation/max_drawdown": worst,
+        "validation/total_return_fraction": account.equity / env.config.start_balance - 1.0,
+        "validation/max_drawdown_fraction": worst,
         "validation/reward": total_reward,
         "validation/trades": float(len(account.trades)),
         "validation/cost": account.cost_paid,
         "validation/bars": float(bars),
-        "validation/time_in_position": in_position / bars,
+        "validation/time_in_position_fraction": in_position / bars,
     }
 
 

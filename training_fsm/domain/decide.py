@@ -15,6 +15,7 @@ from training_fsm.domain.policy import Policy
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
 
+# Never change it: ids of runs and of requests to ingest follow from it.
 NAMESPACE = UUID("6f1d2b4e-6f0c-5a7e-9d6b-0a1f4c2d8e11")
 
 EVENT_BYTES_MAX = 524_288

@@ -1,4 +1,4 @@
-"""The exceptions of the package.
+"""The exceptions of the domain; adapters add their own below the same root.
 
 TrainingFsmError
 ├── Conflict              another writer was first; read again, decide again

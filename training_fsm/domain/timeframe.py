@@ -10,7 +10,7 @@ from training_fsm.domain.model import Model
 
 
 class Timeframe(StrEnum):
-    """A bar length of the family; `1M` is a month. Ordered by length."""
+    """A bar length of the family; `1M` is a month. Listed by length; compare `minutes`."""
 
     TICK = "tick"
     M1 = "1m"

@@ -48,7 +48,7 @@ class Intake:
             while not stop.is_set():
                 self._rewind()
                 if messages := self._poll():
-                    self._until_stored([message for message in messages if message is not None], stop)
+                    self._until_stored(messages, stop)
         finally:
             self._consumer.close()
 

@@ -1,4 +1,4 @@
-"""librdkafka clients, configured in one place."""
+"""librdkafka clients, configured in one place: our defaults, then the operator's options, then what delivery needs."""
 
 from collections.abc import Callable
 
@@ -12,35 +12,38 @@ log = structlog.get_logger()
 
 COMMAND_TIMEOUT_S = 20
 
+Options = dict[str, str | int | float | bool]
+
 
 def _on_error(error: KafkaError) -> None:
     log.warning("kafka", error=error.str(), code=error.name())
 
 
-def _base(settings: Settings, client: str) -> dict[str, str | int | float | bool]:
-    return {
-        "bootstrap.servers": settings.bootstrap_servers,
+def _config(settings: Settings, client: str, defaults: Options, required: Options) -> Options:
+    ours: Options = {
         "client.id": f"training-fsm-{client}",
         "topic.metadata.refresh.interval.ms": 10_000,  # a topic made after subscribing is read within ten seconds
         "reconnect.backoff.max.ms": 2_000,
         "log_level": 3,
+    }
+    return {
+        **ours,
+        **defaults,
         **settings.kafka_options,
+        "bootstrap.servers": settings.bootstrap_servers,
+        **required,
     }
 
 
 def make_admin(settings: Settings) -> AdminClient:
     """A client that asks and tells the broker about topics."""
-    return AdminClient(_base(settings, "admin"), error_cb=_on_error)
+    return AdminClient(_config(settings, "admin", {}, {}), error_cb=_on_error)
 
 
 def make_producer(settings: Settings, transactional_id: str) -> Producer:
     """An idempotent producer of transactions; `linger.ms=0`, since a transaction waits for its last message."""
-    config = _base(settings, "relay") | {
-        "transactional.id": transactional_id,
-        "linger.ms": 0,
-        "transaction.timeout.ms": 30_000,
-        "message.max.bytes": 1_000_000,
-    }
+    defaults: Options = {"linger.ms": 0, "transaction.timeout.ms": 30_000, "message.max.bytes": 1_000_000}
+    config = _config(settings, "relay", defaults, {"transactional.id": transactional_id})
     return Producer(config, error_cb=_on_error)
 
 
@@ -49,13 +52,8 @@ def make_command_producer(settings: Settings, on_error: Callable[[KafkaError], N
 
     Raises ValueError where librdkafka does not take the settings.
     """
-    config = _base(settings, "cli") | {
-        "log_level": 0,
-        "acks": "all",
-        "enable.idempotence": True,
-        "linger.ms": 0,
-        "message.timeout.ms": COMMAND_TIMEOUT_S * 1000,
-    }
+    defaults: Options = {"log_level": 0, "linger.ms": 0, "message.timeout.ms": COMMAND_TIMEOUT_S * 1000}
+    config = _config(settings, "cli", defaults, {"acks": "all", "enable.idempotence": True})
     try:
         return Producer(config, error_cb=on_error)
     except KafkaException as error:
@@ -64,14 +62,16 @@ def make_command_producer(settings: Settings, on_error: Callable[[KafkaError], N
 
 def make_consumer(settings: Settings, group: str) -> Consumer:
     """A consumer that reads committed messages from the earliest on and commits when it is told to."""
-    config = _base(settings, "orchestrator") | {
+    defaults: Options = {
+        "session.timeout.ms": 6_000,  # a killed orchestrator's partitions move within that time
+        "heartbeat.interval.ms": 2_000,
+        "fetch.wait.max.ms": 50,  # some brokers do not wake a waiting fetch: this bounds the delay of a message
+        "allow.auto.create.topics": False,
+    }
+    required: Options = {
         "group.id": group,
         "enable.auto.commit": False,
         "auto.offset.reset": "earliest",
         "isolation.level": "read_committed",
-        "session.timeout.ms": 6_000,  # a killed orchestrator's partitions move within that time
-        "heartbeat.interval.ms": 2_000,
-        "allow.auto.create.topics": False,
-        "fetch.wait.max.ms": 50,  # some brokers do not wake a waiting fetch: this bounds the delay of a message
     }
-    return Consumer(config, error_cb=_on_error)
+    return Consumer(_config(settings, "orchestrator", defaults, required), error_cb=_on_error)

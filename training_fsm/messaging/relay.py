@@ -17,6 +17,10 @@ from training_fsm.store.outbox import PostgresOutbox
 log = structlog.get_logger()
 
 BATCH_MAX = 500
+BATCH_BYTES_MAX = 8_000_000
+"""Of payload in one transaction; an event alone may have half a megabyte."""
+TOPIC_LOOK_S = 10.0
+"""Between two looks whether the events topic is still the one that the cursor belongs to."""
 IDLE_S = 0.05
 """Between two looks at the log when nothing wakes the relay."""
 RECOMMIT_S = 3600.0
@@ -25,7 +29,7 @@ KAFKA_TIMEOUT_S = 15.0
 
 
 class RelayLostError(Exception):
-    """Kafka refused a message of ours for good; the transaction cannot be completed."""
+    """The relay must begin again: Kafka refused a message for good, or the topic became another one."""
 
 
 class Relay:
@@ -35,22 +39,25 @@ class Relay:
         self,
         outbox: PostgresOutbox,
         topics: Topics,
-        group: str,
         make_producer: Callable[[], Producer],
         make_consumer: Callable[[], Consumer],
         admin: AdminClient,
+        create_topics: Callable[[], None],
     ) -> None:
         self._outbox = outbox
         self._topics = topics
-        self._group = group
         self._make_producer = make_producer
         self._make_consumer = make_consumer
         self._admin = admin
+        self._create_topics = create_topics
         self.wake = threading.Event()
         """Set by whoever has just appended in this process."""
 
     def run(self, stop: threading.Event) -> None:
-        """Lead when nobody else does, publish while leading, begin again after every fault."""
+        """Lead when nobody else does, publish while leading, begin again after every fault.
+
+        Raises TopicsRefused.
+        """
         pause_s = 0.1
         while not stop.is_set():
             try:
@@ -69,13 +76,18 @@ class Relay:
         producer, consumer = self._make_producer(), self._make_consumer()
         try:
             producer.init_transactions(KAFKA_TIMEOUT_S)  # fences whoever led before; only then is the cursor final
-            topic_id = topic_ids(self._admin, (self._topics.events,)).get(self._topics.events)
+            self._create_topics()
+            topic_id = self._topic_id()
             if topic_id is None:
                 raise OutsideUnavailable("kafka", f"topic {self._topics.events} is not there")
             cursor = self._cursor(consumer, topic_id)
             log.info("relay leads", cursor=cursor)
-            committed_at = time.monotonic()
+            committed_at = looked_at = time.monotonic()
             while not stop.is_set():
+                if time.monotonic() - looked_at > TOPIC_LOOK_S:
+                    if self._topic_id() != topic_id:
+                        raise RelayLostError(f"topic {self._topics.events} was deleted or made anew")
+                    looked_at = time.monotonic()
                 sent = self._publish(producer, consumer, topic_id, cursor)
                 if sent != cursor:
                     cursor, committed_at = sent, time.monotonic()
@@ -88,6 +100,9 @@ class Relay:
         finally:
             consumer.close()
             del producer
+
+    def _topic_id(self) -> str | None:
+        return topic_ids(self._admin, (self._topics.events,)).get(self._topics.events)
 
     def _cursor(self, consumer: Consumer, topic_id: str) -> int:
         """Kafka's own, or our copy for this incarnation of the topic, or the beginning."""
@@ -116,7 +131,7 @@ class Relay:
         horizon = self._outbox.horizon()
         if horizon is None or horizon <= cursor:
             return cursor
-        events = self._outbox.read(cursor, horizon, BATCH_MAX)
+        events = self._outbox.read(cursor, horizon, BATCH_MAX, BATCH_BYTES_MAX)
         if not events:
             return cursor
         position = events[-1].position

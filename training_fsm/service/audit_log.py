@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol, get_args
 
-from training_fsm.domain.events import EVENT_TYPES, CheckpointSaved, Event
+from training_fsm.domain.events import EVENT_TYPES, Event
 from training_fsm.domain.facts import Artifact
 from training_fsm.domain.upcasters import read_event
 from training_fsm.ports import StoredEvent
@@ -15,8 +15,7 @@ LETTER_STREAM = "letter-"
 ARTIFACT_EVENTS = tuple(
     name
     for name, kind in EVENT_TYPES.items()
-    if kind is CheckpointSaved
-    or any(Artifact in (field.annotation, *get_args(field.annotation)) for field in kind.model_fields.values())
+    if any(Artifact in (field.annotation, *get_args(field.annotation)) for field in kind.model_fields.values())
 )
 """Types of the events that name stored files."""
 

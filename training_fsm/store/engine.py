@@ -1,7 +1,6 @@
 """Connections to Postgres, with the limits that keep one stuck client from stopping the others."""
 
 import sqlalchemy as sa
-from sqlalchemy.pool import NullPool
 
 APPEND_LOCK = 0x74667366  # every appender shares it; the relay takes it alone for a moment
 RELAY_LEADER_LOCK = 0x74667367
@@ -17,10 +16,8 @@ NETWORK = {
 """libpq's limits on a network that is silent: half a minute instead of hours."""
 
 
-def make_engine(url: str, *, application_name: str, pooled: bool = True) -> sa.Engine:
+def make_engine(url: str, *, application_name: str) -> sa.Engine:
     """An engine for psycopg 3: UTC, and no transaction left open for more than a minute."""
     options = "-c timezone=UTC -c idle_in_transaction_session_timeout=60000"
     arguments = {"application_name": application_name, "options": options, **NETWORK}
-    if pooled:
-        return sa.create_engine(url, connect_args=arguments, pool_size=5, max_overflow=10, pool_pre_ping=True)
-    return sa.create_engine(url, connect_args=arguments, poolclass=NullPool)
+    return sa.create_engine(url, connect_args=arguments, pool_size=5, max_overflow=10, pool_pre_ping=True)

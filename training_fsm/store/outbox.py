@@ -52,10 +52,11 @@ class PostgresOutbox:
                     return None
                 raise
 
-    def read(self, after: int, up_to: int, limit: int) -> list[StoredEvent]:
-        """Events of positions (after, up_to], in order."""
+    def read(self, after: int, up_to: int, limit: int, bytes_max: int) -> list[StoredEvent]:
+        """Events of positions (after, up_to], in order: at most `limit`, none behind that which fills `bytes_max`."""
         with domain_errors(), self._engine.connect() as connection:
-            rows = connection.execute(sql.READ_EVENTS, {"after": after, "up_to": up_to, "limit": limit})
+            bounds = {"after": after, "up_to": up_to, "limit": limit, "bytes_max": bytes_max}
+            rows = connection.execute(sql.READ_EVENTS, bounds)
             return [StoredEvent(*row) for row in rows]
 
     def raise_sequence(self, position: int) -> None:

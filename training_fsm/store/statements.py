@@ -136,8 +136,14 @@ LAST_POSITION = sa.text("SELECT coalesce(max(position), 0) FROM events")
 READ_EVENTS = sa.text(
     """
     SELECT position, stream, version, type, schema_version, occurred_at, from_state, to_state,
-           actor, causation_id, correlation_id, payload::text
-    FROM events WHERE position > :after AND position <= :up_to ORDER BY position LIMIT :limit
+           actor, causation_id, correlation_id, payload
+    FROM (
+        SELECT position, stream, version, type, schema_version, occurred_at, from_state, to_state,
+               actor, causation_id, correlation_id, payload::text AS payload,
+               sum(octet_length(payload::text)) OVER (ORDER BY position) - octet_length(payload::text) AS bytes_before
+        FROM events WHERE position > :after AND position <= :up_to ORDER BY position LIMIT :limit
+    ) AS batch
+    WHERE bytes_before < :bytes_max ORDER BY position
     """
 )
 

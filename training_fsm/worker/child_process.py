@@ -101,7 +101,7 @@ class ChildProcess:
 
 
 def _environment(settings: Settings) -> dict[str, str]:
-    """The supervisor's settings, whatever they came from, and threads that do not depend on the machine."""
+    """The settings that the child reads, whatever they came from; threads that do not depend on the machine."""
     names = settings.model_dump(include={"home", "feast_repo", "feast_registry", "feast_project"}, exclude_none=True)
     ours = {f"TRAINING_FSM_{name.upper()}": str(value) for name, value in names.items()}
     return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **os.environ, **ours}

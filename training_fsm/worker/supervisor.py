@@ -11,7 +11,7 @@ import structlog
 
 from training_fsm.client.artifact_store import MlflowArtifacts
 from training_fsm.client.mlflow_client import MlflowConnection, MlflowModels, MlflowTracking
-from training_fsm.domain.errors import OutsideUnavailable
+from training_fsm.domain.errors import OutsideUnavailable, TrainingFsmError
 from training_fsm.domain.states import State
 from training_fsm.service.model_lifecycle_service import ModelLifecycleService
 from training_fsm.settings import Settings
@@ -34,8 +34,11 @@ RECONCILE_S = 30.0
 def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False, run_id: str | None = None) -> int:
     """Work until told to stop. `once` does one run, `run_id` or whichever comes first, and ends.
 
-    Returns 0; with `once`, 1 where the run ended here without being judged. Raises SchemaBehind.
+    Returns 0; with `once`, 1 where the run ended here without being judged. Raises SchemaBehind, SettingsWrong,
+    ChildUnusable, and UnknownRun for a `run_id` that is not in the log.
     """
+    if (settings.feast_repo is None) == (settings.feast_registry is None):
+        raise SettingsWrong("setting feast_repo: expected it or feast_registry, and not both")
     engine = make_engine(settings.database_url, application_name="training-fsm-worker")
     connection = MlflowConnection(settings.mlflow_tracking_uri)
     connection.make_global()
@@ -55,6 +58,14 @@ def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False,
             return Supervisor(settings, outside, claims, worker).serve(stop, once=once)
     finally:
         engine.dispose()
+
+
+class ChildUnusable(TrainingFsmError):
+    """The training child ends before it can do anything; a restart will not help."""
+
+
+class SettingsWrong(TrainingFsmError):
+    """A setting that a worker needs is missing or contradicts another."""
 
 
 class Supervisor:
@@ -160,7 +171,7 @@ def _ready(child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threadi
             case p.Ready():
                 return True
             case ChildDied(last_lines=lines):
-                raise RuntimeError(f"{item.words()} before it was ready:\n{lines}")
+                raise ChildUnusable(f"{item.words()} before it was ready:\n{lines}")
             case _:
                 raise AssertionError(f"unexpected news: {item}")
     return False

@@ -20,7 +20,7 @@ from training_fsm.local.process import start_process
 from training_fsm.messaging import relay as relay_module
 from training_fsm.messaging.kafka import make_admin, make_consumer, make_producer
 from training_fsm.messaging.relay import Relay
-from training_fsm.messaging.topics import topic_ids
+from training_fsm.messaging.topics import create_missing, topic_ids
 from training_fsm.ports import Cause
 from training_fsm.store.engine import RELAY_LEADER_LOCK, make_engine
 from training_fsm.store.event_log import PostgresEventLog
@@ -44,10 +44,10 @@ def _relaying(station: "Station") -> Iterator[Relay]:
     relay = Relay(
         PostgresOutbox(engine),
         station.topics,
-        group,
         lambda: make_producer(settings, group),
         lambda: make_consumer(settings, group),
         make_admin(settings),
+        lambda: create_missing(make_admin(settings), station.topics.all, settings.topic_partitions, 1),
     )
     thread = threading.Thread(target=relay.run, args=(stop,))
     thread.start()
@@ -175,6 +175,46 @@ def test_another_topic_than_the_one_we_knew_gets_the_log_from_its_beginning(
         )
     with _relaying(station):
         station.wait(lambda: _counted(station, header_of), lambda counts: counts == {"run-a/1": 2, "run-a/2": 2})
+
+
+def test_a_topic_that_is_deleted_under_a_leading_relay_is_made_again_with_all_of_the_log(
+    station: "Station", life: Life, header_of: HeaderOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who leads notices, and needs no restart."""
+    monkeypatch.setattr(relay_module, "TOPIC_LOOK_S", 0.3)
+    admin, topic = make_admin(station.settings), station.topics.events
+    with _relaying(station):
+        _append(station, life, "a")
+        _published(station, header_of, 2)
+        old = topic_ids(admin, (topic,))[topic]
+        admin.delete_topics([topic])[topic].result(timeout=20)
+        station.wait(lambda: topic_ids(admin, (topic,)).get(topic, old), lambda now: now != old)
+        _append(station, life, "b")
+        try:
+            messages = _published(station, header_of, 4, 8)
+        except BaseException:
+            with station.reader(topic, isolation="read_uncommitted") as r:
+                for _ in range(20):
+                    r.more(0.1)
+                print("DBG", [(m.partition(), m.offset(), header_of(m, "ce_id")) for m in r.messages])
+            with station.reader(topic) as r:
+                for _ in range(20):
+                    r.more(0.1)
+                print("DBG", [(m.partition(), m.offset(), header_of(m, "ce_id")) for m in r.messages])
+            print("DBG", station.rows("SELECT * FROM topics"), _cursor(station))
+            raise
+    assert {header_of(message, "ce_id") for message in messages} == set(_stored(station))
+
+
+def test_a_batch_is_bounded_in_bytes(station: "Station", life: Life) -> None:
+    """Large events go out a few at once; one that is larger than the bound goes alone."""
+    _append(station, life, "a", "b")
+    outbox = PostgresOutbox(station.engine)
+    assert [event.position for event in outbox.read(0, 4, 500, 8_000_000)] == [1, 2, 3, 4]
+    first, second = (len(event.payload.encode()) for event in outbox.read(0, 2, 500, 8_000_000))
+    assert [event.position for event in outbox.read(0, 4, 500, first + second)] == [1, 2]
+    assert [event.position for event in outbox.read(2, 4, 500, 1)] == [3]
+    assert [event.position for event in outbox.read(0, 4, 3, 8_000_000)] == [1, 2, 3]
 
 
 def _counted(station: "Station", header_of: HeaderOf) -> Counter[str | None]:

@@ -66,7 +66,7 @@ def _assert_no_metric_twice(family: Family, run: Run) -> None:
     client = MlflowClient(family.settings.mlflow_tracking_uri)
     assert run.tracking_run_id is not None
     updates = run.request.agent.whole_timesteps // run.request.agent.rollout_timesteps
-    expected = {"train/loss": updates, "validation/total_return": 1, "test/sharpe": 1}
+    expected = {"train/loss": updates, "validation/total_return_fraction": 1, "test/sharpe": 1}
     for name, points in expected.items():
         steps = Counter(point.step for point in client.get_metric_history(run.tracking_run_id, name))
         assert (len(steps), max(steps.values())) == (points, 1), f"{name}: none lost, none twice: {steps}"

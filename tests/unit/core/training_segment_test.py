@@ -142,7 +142,7 @@ def test_whole_run(undisturbed: tuple[SegmentResult, Watcher]) -> None:
     assert len(watcher.points) == 16
     bars = data(request())[1].bounds.validation
     assert result.validation["validation/bars"] <= bars.last - bars.first - 3
-    assert result.validation["validation/total_return"] > -1.0
+    assert result.validation["validation/total_return_fraction"] > -1.0
     assert all(total == 4_096 for _, total in watcher.progress)
 
 
