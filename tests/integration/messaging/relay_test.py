@@ -190,20 +190,7 @@ def test_a_topic_that_is_deleted_under_a_leading_relay_is_made_again_with_all_of
         admin.delete_topics([topic])[topic].result(timeout=20)
         station.wait(lambda: topic_ids(admin, (topic,)).get(topic, old), lambda now: now != old)
         _append(station, life, "b")
-        try:
-            messages = _published(station, header_of, 4, 8)
-        except BaseException:
-            with station.reader(topic, isolation="read_uncommitted") as r:
-                for _ in range(20):
-                    r.more(0.1)
-                print("DBG", [(m.partition(), m.offset(), header_of(m, "ce_id")) for m in r.messages])
-            with station.reader(topic) as r:
-                for _ in range(20):
-                    r.more(0.1)
-                print("DBG", [(m.partition(), m.offset(), header_of(m, "ce_id")) for m in r.messages])
-            print("DBG", station.rows("SELECT * FROM topics"), _cursor(station))
-            raise
-    assert {header_of(message, "ce_id") for message in messages} == set(_stored(station))
+        station.wait(lambda: set(_counted(station, header_of)), lambda ids: ids == set(_stored(station)))
 
 
 def test_a_batch_is_bounded_in_bytes(station: "Station", life: Life) -> None:
