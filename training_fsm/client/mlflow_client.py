@@ -249,7 +249,7 @@ def _logged_model(
 
 def _without_password(words: str) -> str:
     """Words that may be published: MLflow quotes its URI, and that may hold a password."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1", words)
+    return re.sub(r"(\w+://)[^/\s]+@", r"\1", words)
 
 
 def _equals(tag: str, value: str) -> str:

@@ -207,7 +207,7 @@ def test_a_quote_cannot_reach_the_filter(models: MlflowModels) -> None:
 
 def test_a_dead_server_is_unavailable() -> None:
     """Nobody listens: each adapter says which service is away and what it wanted, and keeps a password to itself."""
-    dead = MlflowConnection("http://user:s3cret@127.0.0.1:9")
+    dead = MlflowConnection("http://user:my@s3cret@127.0.0.1:9")
     with pytest.raises(OutsideUnavailable, match=r"mlflow: open the tracking run of run-1: .*127\.0\.0\.1") as caught:
         MlflowTracking(dead).open_run("run-1", {}, {})
     assert caught.value.service == "mlflow"

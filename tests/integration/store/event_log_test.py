@@ -19,7 +19,7 @@ from training_fsm.domain.states import State
 from training_fsm.local.postgres import start_postgres
 from training_fsm.messaging.message import Message, dead_letter
 from training_fsm.ports import Cause, InboxEntry
-from training_fsm.store.engine import make_engine
+from training_fsm.store.engine import ALIASES_LOCK, make_engine
 from training_fsm.store.errors import domain_errors
 from training_fsm.store.event_log import PostgresEventLog
 from training_fsm.store.hash_chain import GENESIS, Envelope
@@ -303,6 +303,25 @@ def test_many_threads_append_to_many_runs_without_a_hole_in_any(
         thread.join()
     for run_id in runs:
         assert [row.version for row in _events(engine, f"run-{run_id}")] == list(range(1, 7 + 30 + 1))
+
+
+def test_the_registered_models_are_one_caller_s_at_a_time_and_hold_no_transaction(
+    engine: sa.Engine, log: PostgresEventLog, live: Live
+) -> None:
+    """The highest version of each name; a second caller gets none meanwhile, and the lock is free again afterwards."""
+    live(engine, "r")
+    live(engine, "unfinished", 9)
+    idle = "FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in %'"
+    locks = f"FROM pg_locks WHERE locktype = 'advisory' AND objid = {ALIASES_LOCK}"
+
+    def count(what: str) -> int:
+        with engine.connect() as connection:
+            return int(connection.execute(sa.text(f"SELECT count(*) {what}")).scalar_one())
+
+    with log.latest_registered() as versions, log.latest_registered() as others:
+        assert (versions, others) == ({"eurusd-ppo": 3}, {})
+        assert (count(idle), count(locks)) == (0, 1)
+    assert count(locks) == 0
 
 
 @pytest.mark.parametrize("state", ["25P03", "25006", "53100", "53300", "57P01", "58030", "08006"])

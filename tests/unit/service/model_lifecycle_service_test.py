@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 
 from training_fsm.domain import events as e
+from training_fsm.domain.errors import OutsideUnavailable
 from training_fsm.domain.evolve import evolve
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
@@ -113,3 +114,18 @@ def test_aliases_are_moved_until_they_equal_the_log() -> None:
     assert registry.moves == 4
     registry.aliases.clear()
     assert service.reconcile_aliases({"a": 2}) == ("a",)
+
+
+def test_one_lost_model_does_not_stop_the_aliases_of_the_others() -> None:
+    """All are tried, then the ones that failed are named."""
+
+    class WithoutB(Registry):
+        def set_alias(self, name: str, alias: str, version: int) -> None:
+            if name == "b":
+                raise OutsideUnavailable("mlflow", "no such model")
+            super().set_alias(name, alias, version)
+
+    registry = WithoutB()
+    with pytest.raises(OutsideUnavailable, match=r"^mlflow: b: no such model$"):
+        ModelLifecycleService(registry).reconcile_aliases({"a": 2, "b": 7, "c": 1})
+    assert registry.aliases == {("a", "candidate"): 2, ("c", "candidate"): 1}
