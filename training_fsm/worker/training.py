@@ -136,7 +136,9 @@ class _Segment:
         if self._storing or self._waiting is None:
             return
         (kept, step), self._waiting, self._storing = self._waiting, None, True
-        points, self._points = tuple(self._points), []
+        # What came while the checkpoint waited belongs to the next one: a resume from this one makes it again.
+        points = tuple(point for point in self._points if point.step <= step)
+        self._points = [point for point in self._points if point.step > step]
         self._last_point_ms = points[-1].timestamp_ms if points else self._last_point_ms
         self._uploads.checkpoint(kept, step, f"checkpoints/{self._session.lease.token:04d}", points)
 
