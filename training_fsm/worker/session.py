@@ -21,7 +21,7 @@ from training_fsm.domain import events as e
 from training_fsm.domain.errors import ArtifactDamaged, LeaseLost, OutsideUnavailable, TransitionRefused
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.run import Checkpoint, Run
-from training_fsm.ports import Artifacts, Cause, MetricPoint, Tracking
+from training_fsm.ports import Artifacts, Cause, Tracking
 from training_fsm.service.conflicts import on_conflict_again
 from training_fsm.service.model_lifecycle_service import ModelLifecycleService
 from training_fsm.settings import Settings
@@ -29,6 +29,7 @@ from training_fsm.store.event_log import Lease, PostgresEventLog
 from training_fsm.worker import protocol as p
 from training_fsm.worker.child_process import ChildDied, ChildProcess
 from training_fsm.worker.lease_keeper import LeaseKeeper, Moved, SideWorkFailed, Taken
+from training_fsm.worker.uploads import metric_points
 
 log = structlog.get_logger()
 
@@ -187,8 +188,7 @@ class RunSession:
 
     def log_metrics(self, points: Sequence[p.CurvePoint]) -> None:
         """Log points to the tracking run; a repeat with the same time adds nothing."""
-        metrics = [MetricPoint(point.name, point.value, point.step, point.timestamp_ms) for point in points]
-        self.outside.tracking.log_metrics(self.open_tracking(), metrics)
+        self.outside.tracking.log_metrics(self.open_tracking(), metric_points(points))
 
 
 def points_at(values: dict[str, float], step: int, timestamp_ms: int) -> list[p.CurvePoint]:

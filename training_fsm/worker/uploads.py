@@ -32,6 +32,11 @@ class CheckpointStored:
     points: tuple[p.CurvePoint, ...]
 
 
+def metric_points(points: Sequence[p.CurvePoint]) -> list[MetricPoint]:
+    """Curve points as the tracking takes them, with their own times."""
+    return [MetricPoint(point.name, point.value, point.step, point.timestamp_ms) for point in points]
+
+
 class Uploads:
     """One thread that stores, in order, and tells what it stored. An outage shorter than the patience only delays."""
 
@@ -69,7 +74,7 @@ class Uploads:
 
     def metrics(self, points: Sequence[p.CurvePoint]) -> None:
         """Log points; those that are there already, with the same time, are not doubled."""
-        metrics = [MetricPoint(point.name, point.value, point.step, point.timestamp_ms) for point in points]
+        metrics = metric_points(points)
         if metrics:
             self._later(lambda: self._tracking.log_metrics(self._tracking_run_id, metrics))
 
