@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -21,18 +21,23 @@ ACTIVATIONS: dict[str, type[torch.nn.Module]] = {
     "elu": torch.nn.ELU,
     "leaky_relu": torch.nn.LeakyReLU,
 }
+_NAMES_SHOWN = 3
 
 
 class _ScheduledValue:
-    """A value by environment steps done. SB3's own schedules see only the share of the current call to `learn`."""
+    """A value by environment steps done. SB3's own schedules see only the share of the current call to `learn`.
 
-    def __init__(self, schedule: LinearSchedule, horizon_timesteps: int) -> None:
+    With a horizon of its own it sees all steps, those of ancestors too; without one this run's, over this run's length.
+    """
+
+    def __init__(self, schedule: LinearSchedule, first_step: int, own_timesteps: int) -> None:
         self._schedule = schedule
-        self._horizon = schedule.horizon_timesteps or horizon_timesteps
-        self.timesteps: Callable[[], int] = lambda: 0
+        self._origin = 0 if schedule.horizon_timesteps else first_step
+        self._horizon = schedule.horizon_timesteps or own_timesteps
+        self.timesteps: Callable[[], int] = lambda: first_step
 
     def __call__(self, _progress_remaining: float) -> float:
-        done = min(self.timesteps() / self._horizon, 1.0)
+        done = min((self.timesteps() - self._origin) / self._horizon, 1.0)
         return self._schedule.start + done * (self._schedule.end - self._schedule.start)
 
 
@@ -56,15 +61,18 @@ def vectorise(envs: Sequence[BaseTradingEnv], settings: AgentSettings) -> VecNor
     return VecNormalize(monitored, norm_obs=False, norm_reward=True, gamma=settings.hyperparameters.gamma)
 
 
-def make_agent(settings: AgentSettings, envs: VecNormalize) -> PPO:
-    """A new agent; every generator is seeded from `settings.seed`, also python's, numpy's and torch's global ones."""
+def make_agent(settings: AgentSettings, envs: VecNormalize, first_step: int = 0) -> PPO:
+    """A new agent; every generator is seeded from `settings.seed`, also python's, numpy's and torch's global ones.
+
+    `first_step` is the environment step that its counters will start at, once a parent's state is put into it.
+    """
     chosen = settings.hyperparameters
     scheduled: list[_ScheduledValue] = []
 
     def value(hyperparameter: Scheduled) -> float | _ScheduledValue:
         if not isinstance(hyperparameter, LinearSchedule):
             return hyperparameter
-        scheduled.append(_ScheduledValue(hyperparameter, settings.whole_timesteps))
+        scheduled.append(_ScheduledValue(hyperparameter, first_step, settings.whole_timesteps))
         return scheduled[-1]
 
     set_random_seed(settings.seed, using_cuda=settings.device != "cpu")
@@ -105,6 +113,33 @@ def make_agent(settings: AgentSettings, envs: VecNormalize) -> PPO:
     for schedule in scheduled:
         schedule.timesteps = lambda: agent.num_timesteps
     return agent
+
+
+def set_weights(agent: PPO, weights: Mapping[str, torch.Tensor]) -> None:
+    """Put a state_dict into the agent's policy. Raises ValueError with the first names that differ, and both shapes."""
+    expected = {name: tuple(tensor.shape) for name, tensor in agent.policy.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    names = [name for name in [*expected, *(found.keys() - expected.keys())] if expected.get(name) != found.get(name)]
+    if names:
+        shapes = [f"{name}: expected {expected.get(name)}, got {found.get(name)}" for name in names[:_NAMES_SHOWN]]
+        more = [f"and {len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []
+        raise ValueError(f"weights of other shapes: {'; '.join(shapes + more)}")
+    agent.policy.load_state_dict(weights)
+
+
+def set_moments(agent: PPO, moments: Mapping[int, Mapping[str, torch.Tensor]]) -> None:
+    """Put Adam's step counts and moments, by the parameter's number, into the agent's optimizer.
+
+    Raises ValueError where they are another optimizer's or another network's; torch itself would notice only later.
+    """
+    shapes = [tuple(parameter.shape) for parameter in agent.policy.parameters()]
+    for index, state in moments.items():
+        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+        shape = shapes[index] if index in range(len(shapes)) else None
+        if found != {"step": (), "exp_avg": shape, "exp_avg_sq": shape}:
+            raise ValueError(f"optimizer state of parameter {index}: expected Adam's of shape {shape}, got {found}")
+    groups = agent.policy.optimizer.state_dict()["param_groups"]
+    agent.policy.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def greedy_action(agent: PPO, observation: Observation) -> int:

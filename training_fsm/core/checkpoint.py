@@ -13,6 +13,7 @@ import io
 import os
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,11 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from stable_baselines3 import PPO
 
-from training_fsm.core.training_state import TrainingCounters, arrays_of, counters_of, restore
-from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible
+from training_fsm.core.agent import set_moments, set_weights
+from training_fsm.core.training_state import EVERY_PART, Arrays, TrainingCounters, arrays_of, counters_of, restore
+from training_fsm.domain.errors import ArtifactDamaged, ParentUnfit, ResumeImpossible
 from training_fsm.domain.facts import Failure
+from training_fsm.domain.lineage import Parent, Part
 
 _POLICY, _OPTIMIZER, _ARRAYS, _COUNTERS = "policy.safetensors", "optimizer.safetensors", "state.npz", "state.json"
 _LONGEST_WORDS = 300
@@ -60,26 +63,35 @@ def load_checkpoint(path: Path, agent: PPO, request_digest: str | None = None, s
     Returns the environment steps done. Raises ArtifactDamaged where the bytes are gone, torn or altered, and
     ResumeImpossible where they are whole and belong to another request (not asked where that is None).
     """
-    members = _read(path, sha256)
-    try:
-        counters = TrainingCounters.model_validate_json(members[_COUNTERS])
-        with np.load(io.BytesIO(members[_ARRAYS]), allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
-        policy = safetensors.torch.load(members[_POLICY])
-        moments = safetensors.torch.load(members[_OPTIMIZER])
-    except (ValidationError, ValueError, KeyError, OSError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise _damaged(path, f"cannot be read: {_words(error)}") from error
-    if request_digest is not None and counters.request_digest != request_digest:
-        words = f"checkpoint {path.name} belongs to request {counters.request_digest[:12]}, not {request_digest[:12]}"
+    stored = _stored(path, sha256)
+    owner = stored.counters.request_digest
+    if request_digest is not None and owner != request_digest:
+        words = f"checkpoint {path.name} belongs to request {owner[:12]}, not {request_digest[:12]}"
         raise ResumeImpossible(Failure(kind="resume_impossible", words=words))
     try:
-        agent.policy.load_state_dict(policy)
-        _restore_optimizer(agent, moments)
-        restore(agent, counters, arrays)
+        stored.put_into(agent, EVERY_PART)
     except (RuntimeError, ValueError, KeyError) as error:
-        words = f"checkpoint {path.name} does not fit this agent: {_words(error)}"
+        words = f"checkpoint {path.name} does not fit this agent: {words_of(error)}"
         raise ResumeImpossible(Failure(kind="resume_impossible", words=words)) from error
     return agent.num_timesteps
+
+
+def load_parent(path: Path, agent: PPO, parent: Parent, parts: frozenset[Part]) -> None:
+    """Put the chosen parts of a parent's last checkpoint into a newly made agent of another request.
+
+    Raises ArtifactDamaged where the bytes are not those that the parent names, and ParentUnfit, with names and both
+    shapes, where they do not fit the agent.
+    """
+    stored = _stored(path, parent.checkpoint.sha256)
+    steps = stored.counters.num_timesteps
+    if "steps" in parts and steps != parent.steps:
+        words = f"the parent's checkpoint is at step {steps}, its record says {parent.steps}"
+        raise ParentUnfit(Failure(kind="parent_unfit", words=words, field="steps"))
+    try:
+        stored.put_into(agent, parts)
+    except (RuntimeError, ValueError, KeyError) as error:
+        words = f"the parent's checkpoint does not fit this run: {words_of(error)}"
+        raise ParentUnfit(Failure(kind="parent_unfit", words=words)) from error
 
 
 def read_policy(path: Path, sha256: str | None = None) -> dict[str, NDArray[np.float32]]:
@@ -88,16 +100,48 @@ def read_policy(path: Path, sha256: str | None = None) -> dict[str, NDArray[np.f
     try:
         return safetensors.numpy.load(members[_POLICY])
     except (ValueError, KeyError, safetensors.SafetensorError) as error:
-        raise _damaged(path, f"cannot be read: {_words(error)}") from error
+        raise _damaged(path, f"cannot be read: {words_of(error)}") from error
 
 
-def _restore_optimizer(agent: PPO, moments: Mapping[str, torch.Tensor]) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in moments.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    groups = agent.policy.optimizer.state_dict()["param_groups"]
-    agent.policy.optimizer.load_state_dict({"state": state, "param_groups": groups})
+def words_of(error: Exception) -> str:
+    """What a library says, without the file's bytes that it may quote: words end up in events."""
+    return ascii(str(error)[:_LONGEST_WORDS])[1:-1]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A checkpoint's content, whole and parsed."""
+
+    counters: TrainingCounters
+    arrays: Arrays
+    weights: Mapping[str, torch.Tensor]
+    moments: Mapping[int, Mapping[str, torch.Tensor]]
+
+    def put_into(self, agent: PPO, parts: frozenset[Part]) -> None:
+        if "weights" in parts:
+            set_weights(agent, self.weights)
+        if "optimizer" in parts:
+            set_moments(agent, self.moments)
+        restore(agent, self.counters, self.arrays, parts)
+
+
+def _stored(path: Path, sha256: str | None) -> _Stored:
+    members = _read(path, sha256)
+    try:
+        with np.load(io.BytesIO(members[_ARRAYS]), allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for key, value in safetensors.torch.load(members[_OPTIMIZER]).items():
+            index, name = key.split(".", 1)
+            moments.setdefault(int(index), {})[name] = value
+        return _Stored(
+            counters=TrainingCounters.model_validate_json(members[_COUNTERS]),
+            arrays=arrays,
+            weights=safetensors.torch.load(members[_POLICY]),
+            moments=moments,
+        )
+    except (ValidationError, ValueError, KeyError, OSError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+        raise _damaged(path, f"cannot be read: {words_of(error)}") from error
 
 
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -126,7 +170,7 @@ def _read(path: Path, sha256: str | None) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             members = {name: archive.read(name) for name in _MEMBERS}
     except (KeyError, ValueError, OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile) as error:
-        raise _damaged(path, f"is torn: {_words(error)}") from error
+        raise _damaged(path, f"is torn: {words_of(error)}") from error
     # packing is a function of the members, so this sees every byte that the zip's own sums do not cover
     if _pack(members) != data:
         raise _damaged(path, "was altered")
@@ -146,11 +190,6 @@ def _write_durably(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
-
-
-def _words(error: Exception) -> str:
-    """What a library says, without the file's bytes that it may quote: words end up in events."""
-    return ascii(str(error)[:_LONGEST_WORDS])[1:-1]
 
 
 def _damaged(path: Path, words: str) -> ArtifactDamaged:

@@ -7,17 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 from stable_baselines3 import PPO
+from stable_baselines3.common.utils import set_random_seed
 
 from training_fsm.core.agent import greedy_action, make_agent, pin_torch, vectorise
-from training_fsm.core.checkpoint import load_checkpoint, save_checkpoint
+from training_fsm.core.checkpoint import load_checkpoint, load_parent, save_checkpoint
 from training_fsm.core.market_data import MarketData, market_data
+from training_fsm.core.sb3_zip import load_zip
 from training_fsm.core.trading_env import BaseTradingEnv, TradingEnv
 from training_fsm.core.training_loop import CurvePoint, rollouts
-from training_fsm.domain.events import DataFrozen
-from training_fsm.domain.facts import PartBounds
+from training_fsm.core.training_state import layers
+from training_fsm.domain.facts import FrozenData, PartBounds
 from training_fsm.domain.hyperparameters import AgentSettings
+from training_fsm.domain.lineage import Inheritance, Parent
 from training_fsm.domain.request import TrainingRequest
 
 KEPT_CHECKPOINTS = 3
@@ -46,6 +50,15 @@ class SegmentObserver(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Ancestor:
+    """What a run continues: the parent's checkpoint or zip as a local file, and which parts of it go on."""
+
+    checkpoint: Path
+    parent: Parent
+    inheritance: Inheritance
+
+
+@dataclass(frozen=True, slots=True)
 class SegmentResult:
     """Where the segment ended: its last checkpoint, and how the agent does on the validation part."""
 
@@ -61,20 +74,23 @@ class SegmentResult:
 def train_segment(
     request: TrainingRequest,
     frame: pd.DataFrame,
-    frozen: DataFrozen,
+    frozen: FrozenData,
     spool: Path,
     resume_from: Path | None,
     callbacks: SegmentObserver,
     env_class: type[BaseTradingEnv] = TradingEnv,
+    ancestor: Ancestor | None = None,
 ) -> SegmentResult:
     """Train on the frozen frame until the request's last update.
+
+    With an ancestor the steps are counted on from the parent's; its file is read where there is nothing to resume from.
 
     `frame` has one row per bar, in order, with `event_timestamp` and the columns that the request and `frozen` name.
     A segment that resumes from any checkpoint of the run ends with the same bytes as one that never stopped.
     Checkpoints go into `spool`, which is this segment's own; the newest KEPT_CHECKPOINTS stay.
 
-    Raises DataUnusable, DeviceUnavailable, TrainingDiverged, and for `resume_from` ArtifactDamaged and
-    ResumeImpossible.
+    Raises DataUnusable, DeviceUnavailable, TrainingDiverged, for `resume_from` ArtifactDamaged and ResumeImpossible,
+    and for the ancestor ArtifactDamaged and ParentUnfit.
     """
     settings = request.agent
     pin_torch(settings)
@@ -82,13 +98,17 @@ def train_segment(
     validation = _part(request, frame, frozen, frozen.bounds.validation)
     envs = [env_class(training, request.env) for _ in range(settings.n_envs)]
     validation_env = env_class(validation, request.env, single_pass=True)
-    agent = make_agent(settings, vectorise(envs, settings))
-    digest = owner_digest(request, frozen)
+    parent = None if ancestor is None else ancestor.parent
+    first_step = 0 if parent is None else parent.steps
+    agent = make_agent(settings, vectorise(envs, settings), first_step)
+    digest = owner_digest(request, frozen, parent)
     if resume_from is not None:
         load_checkpoint(resume_from, agent, digest)
+    elif ancestor is not None:
+        _inherit(agent, ancestor, settings)
     keeper = _CheckpointKeeper(spool, digest, callbacks.on_checkpoint, agent.num_timesteps)
 
-    finished = _train(agent, settings, keeper, callbacks)
+    finished = _train(agent, settings, first_step, keeper, callbacks)
     last = keeper.save(agent)
     return SegmentResult(
         finished=finished,
@@ -99,13 +119,14 @@ def train_segment(
     )
 
 
-def owner_digest(request: TrainingRequest, frozen: DataFrozen) -> str:
-    """sha256 over what a checkpoint belongs to: the request, and the frozen data.
+def owner_digest(request: TrainingRequest, frozen: FrozenData, parent: Parent | None = None) -> str:
+    """sha256 over what a checkpoint belongs to: the request, the frozen data, and the parent's checkpoint if any.
 
     Defaults are left out, so that a field added later, with a default that changes nothing, changes no digest.
     """
     asked = request.model_dump(mode="json", exclude_defaults=True)
-    text = json.dumps([asked, frozen.digest], sort_keys=True, separators=(",", ":"))
+    begun_from = [] if parent is None else [parent.checkpoint.sha256]
+    text = json.dumps([asked, frozen.digest, *begun_from], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -132,15 +153,29 @@ def validation_metrics(agent: PPO, env: BaseTradingEnv, seed: int) -> dict[str, 
     }
 
 
-def _part(request: TrainingRequest, frame: pd.DataFrame, frozen: DataFrozen, bounds: PartBounds) -> MarketData:
+def _part(request: TrainingRequest, frame: pd.DataFrame, frozen: FrozenData, bounds: PartBounds) -> MarketData:
     rows = frame.iloc[bounds.first : bounds.last]
     return market_data(rows, request.data.columns, frozen.observation_columns, frozen.normalisation)
 
 
-def _train(agent: PPO, settings: AgentSettings, keeper: "_CheckpointKeeper", callbacks: SegmentObserver) -> bool:
+def _inherit(agent: PPO, ancestor: Ancestor, settings: AgentSettings) -> None:
+    parent, parts = ancestor.parent, frozenset(ancestor.inheritance.carried)
+    load = load_parent if parent.kind == "training_fsm" else load_zip
+    # agent.seed alone would give the windows and the noise of the parent's first rollouts again
+    seed = int(np.random.SeedSequence((settings.seed, parent.steps)).generate_state(1)[0])
+    if "generators" not in parts:
+        set_random_seed(seed, using_cuda=settings.device != "cpu")
+    if "environments" not in parts:
+        layers(agent)[0].seed(seed)
+    load(ancestor.checkpoint, agent, parent, parts)
+
+
+def _train(
+    agent: PPO, settings: AgentSettings, first_step: int, keeper: "_CheckpointKeeper", callbacks: SegmentObserver
+) -> bool:
     """Whether the last update is done."""
-    total = settings.whole_timesteps
-    every = settings.checkpoint_every_timesteps or -(-total // CHECKPOINTS_PER_RUN)
+    total = first_step + settings.whole_timesteps
+    every = settings.checkpoint_every_timesteps or -(-settings.whole_timesteps // CHECKPOINTS_PER_RUN)
     metrics: dict[str, float] = {}
 
     def on_steps(step: int, steps_per_s: float) -> None:
@@ -154,8 +189,9 @@ def _train(agent: PPO, settings: AgentSettings, keeper: "_CheckpointKeeper", cal
             break
         if callbacks.should_stop():
             return False
-        # by steps alone: a resumed segment saves where an undisturbed one does
-        if step // every > (step - settings.rollout_timesteps) // every:
+        # by the run's own steps alone: a resumed segment saves where an undisturbed one does
+        done = step - first_step
+        if done // every > (done - settings.rollout_timesteps) // every:
             keeper.save(agent)
     return True
 

@@ -3,7 +3,7 @@
 import random
 from collections import deque
 from collections.abc import Mapping
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 import torch
@@ -13,10 +13,13 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
 
 from training_fsm.core.trading_vec_env import TradingVecEnv
+from training_fsm.domain.lineage import Part
 from training_fsm.domain.model import Model
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 Arrays = dict[str, NDArray[np.generic]]
+
+EVERY_PART: frozenset[Part] = frozenset(get_args(Part))
 
 
 class EpisodeRecord(Model):
@@ -113,11 +116,35 @@ def arrays_of(agent: PPO) -> Arrays:
     return arrays
 
 
-def restore(agent: PPO, counters: TrainingCounters, arrays: Mapping[str, NDArray[np.generic]]) -> None:
-    """Put both parts into a newly made agent; the global generators last, since making things draws from them.
+def restore(
+    agent: PPO,
+    counters: TrainingCounters,
+    arrays: Mapping[str, NDArray[np.generic]],
+    parts: frozenset[Part] = EVERY_PART,
+) -> None:
+    """Put the chosen parts into a newly made agent; the global generators last, since making things draws from them.
 
-    Raises KeyError or ValueError where the state is another agent's.
+    The other parts stay as they were made. Raises KeyError or ValueError where the state is another agent's.
     """
+    if "environments" in parts:
+        _restore_environments(agent, counters, arrays)
+    if "reward_normalisation" in parts:
+        statistics = layers(agent)[0].ret_rms
+        statistics.mean = np.array(arrays["reward_mean"])
+        statistics.var = np.array(arrays["reward_variance"])
+        statistics.count = counters.reward_count
+    if "steps" in parts:
+        agent.num_timesteps = counters.num_timesteps
+        agent._n_updates = counters.n_updates
+        agent._episode_num = counters.episode_num
+    if "optimizer" in parts:
+        for group in agent.policy.optimizer.param_groups:
+            group["lr"] = counters.learning_rate
+    if "generators" in parts:
+        _restore_generators(agent, counters, arrays)
+
+
+def _restore_environments(agent: PPO, counters: TrainingCounters, arrays: Mapping[str, NDArray[np.generic]]) -> None:
     normalise, monitor, vector = layers(agent)
     if len(counters.environments) != vector.num_envs:
         raise ValueError(f"{len(counters.environments)} environments, this agent has {vector.num_envs}")
@@ -127,9 +154,6 @@ def restore(agent: PPO, counters: TrainingCounters, arrays: Mapping[str, NDArray
     monitor.episode_count = counters.monitor_episodes
     monitor.episode_returns = _like(monitor.episode_returns, arrays["episode_returns"])
     monitor.episode_lengths = _like(monitor.episode_lengths, arrays["episode_lengths"])
-    normalise.ret_rms.mean = np.array(arrays["reward_mean"])
-    normalise.ret_rms.var = np.array(arrays["reward_variance"])
-    normalise.ret_rms.count = counters.reward_count
     normalise.returns = _like(normalise.returns, arrays["discounted_returns"])
     assert isinstance(normalise.old_obs, np.ndarray)
     agent._last_obs = _like(normalise.old_obs, arrays["last_obs"])
@@ -137,14 +161,8 @@ def restore(agent: PPO, counters: TrainingCounters, arrays: Mapping[str, NDArray
     normalise.old_obs = _like(normalise.old_obs, arrays["old_obs"])
     normalise.old_reward = np.array(arrays["old_reward"])
     agent._last_episode_starts = np.array(arrays["last_episode_starts"], dtype=bool)
-    agent.num_timesteps = counters.num_timesteps
-    agent._n_updates = counters.n_updates
-    agent._episode_num = counters.episode_num
     agent.ep_info_buffer = deque((record.model_dump() for record in counters.episodes), agent._stats_window_size)
     agent.ep_success_buffer = deque(maxlen=agent._stats_window_size)
-    for group in agent.policy.optimizer.param_groups:
-        group["lr"] = counters.learning_rate
-    _restore_generators(agent, counters, arrays)
 
 
 def _restore_generators(agent: PPO, counters: TrainingCounters, arrays: Mapping[str, NDArray[np.generic]]) -> None:
