@@ -1,6 +1,6 @@
 """The feature store: the rows of a run's feature service, straight from the offline store."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,9 +21,25 @@ from feast.infra.registry.sql import FeastRegistrySchemaError, SqlRegistry
 from sqlalchemy.exc import SQLAlchemyError
 
 from training_fsm.client.day_files import read_day_files
-from training_fsm.client.feature_service import JOIN_KEY, OBSERVATION, REWARD, View, missing, resolve_service
+from training_fsm.client.feature_service import (
+    JOIN_KEY,
+    OBSERVATION,
+    REWARD,
+    View,
+    missing,
+    resolve_service,
+    service_name,
+)
 from training_fsm.core.data_checks import TIME, unusable
-from training_fsm.core.feature_rows import FeatureRows, ViewRows, check_coverage, join_views
+from training_fsm.core.feature_rows import (
+    FeatureRows,
+    ViewRows,
+    check_coverage,
+    join_views,
+    lacking_ranges,
+    united,
+    within,
+)
 from training_fsm.domain.errors import FeaturesMissing, OutsideUnavailable
 from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.request import TrainingRequest
@@ -75,18 +91,59 @@ class FeastClient:
         with _reaching_feast():
             self._registry.list_feature_services(self._store.project, allow_cache=False)
 
-    def read(self, request: TrainingRequest, feature_config: FeatureConfigVersionInfo) -> FeatureRows:
+    def look_up(
+        self,
+        request: TrainingRequest,
+        feature_config: FeatureConfigVersionInfo,
+        ranges: Sequence[TimeRange],
+        known: bool,
+    ) -> tuple[str, tuple[TimeRange, ...]]:
+        """The run's feature service, and which parts of the ranges some view of it lacks; reads those ranges only.
+
+        `known` says that the parent was trained with this very service. Then a service, view or column that is not
+        there is gone, which raises FeaturesMissing; otherwise nobody has asked for it yet, and the whole ranges lack.
+        Raises DataUnusable for a column that holds no numbers, OutsideUnavailable.
+        """
+        name = service_name(OBSERVATION, request.symbol, request.timeframe, feature_config)
+        try:
+            with _reaching_feast():
+                service = resolve_service(self._registry, self._store.project, request, feature_config)
+            lacking = [
+                part
+                for asked in ranges
+                for view in service.views
+                for part in lacking_ranges([self._rows(view, request, asked, name)], asked, request.timeframe)
+            ]
+        except FeaturesMissing:
+            if known:
+                raise
+            return name, tuple(ranges)
+        return name, united(lacking)
+
+    def read(
+        self,
+        request: TrainingRequest,
+        feature_config: FeatureConfigVersionInfo,
+        needed: Sequence[TimeRange] | None = None,
+    ) -> FeatureRows:
         """All fields of the run's feature service for the bars of [start, end), one row per bar that all views have.
 
+        Only the `needed` parts of the range must be there (None: the whole range); of the rest, which a parent's rows
+        stand for, comes what there is, which may be nothing.
         Columns come in the order of the service's views and their fields.
         Raises FeaturesMissing with service, field or range, DataUnusable, or OutsideUnavailable.
         """
         with _reaching_feast():
             service = resolve_service(self._registry, self._store.project, request, feature_config)
-        rows = [ViewRows(view.name, self._rows(view, request, service.name)) for view in service.views]
-        check_coverage(rows, request.range, request.timeframe, service.name)
+        rows = [self._rows(view, request, request.range, service.name) for view in service.views]
+        if needed is None:
+            check_coverage(rows, request.range, request.timeframe, service.name)
+        # A few bars of a short part could lack in one view and be joined away, being less than 1 % of all.
+        for part in needed or ():
+            for view in within(rows, part):
+                check_coverage([view], part, request.timeframe, service.name)
         observation, reward = service.fields(OBSERVATION), service.fields(REWARD)
-        frame = join_views(rows, service.name)[[TIME, *observation, *reward]]
+        frame = join_views(rows, service.name, needed)[[TIME, *observation, *reward]]
         return FeatureRows(frame, observation, reward, service.name)
 
     @cached_property
@@ -113,21 +170,21 @@ class FeastClient:
     def _offline_store(self) -> OfflineStore:
         return get_offline_store_from_config(self._store.config.offline_store)
 
-    def _rows(self, view: View, request: TrainingRequest, service: str) -> pd.DataFrame:
+    def _rows(self, view: View, request: TrainingRequest, asked: TimeRange, service: str) -> ViewRows:
         time = view.source.timestamp_field
         with _reaching_feast():
             files = self._local_files(view)
             if files is None:
-                found = self._pull(view, request.range, service)
+                found = self._pull(view, asked, service)
             else:
                 found = read_day_files(files, [time, JOIN_KEY, *view.fields])
         lacking = [name for name in (time, JOIN_KEY, *view.fields) if name not in found.columns]
         if lacking:
             raise _no_column(lacking, view, service)
         times = pd.to_datetime(found[time], utc=True).astype("datetime64[us, UTC]")
-        here = (found[JOIN_KEY] == request.symbol) & (times >= request.range.start) & (times < request.range.end)
+        here = (found[JOIN_KEY] == request.symbol) & (times >= asked.start) & (times < asked.end)
         columns = {name: _numbers(found.loc[here, name]) for name in view.fields}
-        return pd.DataFrame({TIME: times[here], **columns}).reset_index(drop=True)
+        return ViewRows(view.name, pd.DataFrame({TIME: times[here], **columns}).reset_index(drop=True))
 
     def _local_files(self, view: View) -> Path | None:
         """The pattern of a view's parquet files where they are on this machine."""

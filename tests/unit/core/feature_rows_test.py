@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from training_fsm.core.data_checks import gaps
-from training_fsm.core.feature_rows import ViewRows, check_coverage
+from training_fsm.core.feature_rows import ViewRows, check_coverage, join_views, lacking_ranges, united, within
 from training_fsm.core.frozen_data import periods_per_year
 from training_fsm.domain.errors import FeaturesMissing
 from training_fsm.domain.timeframe import Timeframe, TimeRange
@@ -56,6 +56,47 @@ def test_a_week_that_lacks_at_an_end_is_noticed(symbol: str, timeframe: str, day
     assert failure_range == f"{(first - lacking).isoformat()} to {times.iloc[0].isoformat()}"
     with pytest.raises(FeaturesMissing, match="expected from"):
         check(times, first, last + pd.Timedelta(minutes=Timeframe(timeframe).minutes) + lacking, timeframe)
+
+
+def span(start: str, end: str) -> TimeRange:
+    """A range of UTC times."""
+    return TimeRange.model_validate({"start": start, "end": end})
+
+
+def test_lacking_ranges_are_at_both_ends_or_all() -> None:
+    """What lacks is said as ranges that ingest can be asked for; the bars that are there are in neither."""
+    times = openings("EURUSD", "4h")
+    asked = span("2016-10-01", "2018-03-01")
+    view = ViewRows("close", times.to_frame())
+    before, after = span("2016-10-01", "2017-01-01T20:00"), span("2017-12-30", "2018-03-01")
+    assert lacking_ranges([view], asked, Timeframe.H4) == (before, after)
+    late = ViewRows("rsi", times[times >= "2017-06-01"].to_frame())
+    assert lacking_ranges([view, late], asked, Timeframe.H4) == (before, after)
+    assert lacking_ranges(within([view], span("2018-01-01", "2018-02-01")), asked, Timeframe.H4) == (asked,)
+
+
+def test_united_ranges_do_not_overlap() -> None:
+    """Ranges that touch or overlap become one; one inside of another does not shorten it."""
+    parts = [span("2017-05-01", "2017-06-01"), span("2017-01-01", "2017-03-01"), span("2017-01-05", "2017-02-01")]
+    assert united([*parts, span("2017-03-01", "2017-04-01")]) == (
+        span("2017-01-01", "2017-04-01"),
+        span("2017-05-01", "2017-06-01"),
+    )
+    assert united([]) == ()
+
+
+def test_bars_outside_of_what_is_demanded_may_lack_in_a_view() -> None:
+    """Only demanded bars must be in all views; 1 % is of all bars, so that a short part may lack one."""
+    times = openings("EURUSD", "4h")
+    close = ViewRows("close", times.to_frame().assign(close=1.0))
+    rsi = ViewRows("rsi", times[times >= "2017-06-01"].to_frame().assign(rsi=1.0))
+    demanded = [span("2017-06-01", "2018-01-01")]
+    joined = join_views([close, rsi], "service", demanded)
+    assert joined["event_timestamp"].tolist() == rsi.frame["event_timestamp"].tolist()
+    assert join_views([close, rsi], "service", []).equals(joined)
+    with pytest.raises(FeaturesMissing, match=r"view rsi lacks most, 19$") as raised:
+        join_views([close, rsi], "service", [span("2017-05-28", "2017-06-02"), *demanded])
+    assert raised.value.failure.range == "2017-05-28T20:00:00+00:00 to 2017-05-31T20:00:00+00:00"
 
 
 @pytest.mark.parametrize(
