@@ -1,12 +1,13 @@
 """What must hold of rows before a run trains on them, and what is worth a warning."""
 
 from collections.abc import Sequence
+from datetime import datetime
 
 import numpy as np
 import pandas as pd
 
 from training_fsm.domain.errors import DataUnusable
-from training_fsm.domain.facts import Failure, Gaps, SplitBounds
+from training_fsm.domain.facts import Failure, Gaps, SharedRows, SplitBounds
 from training_fsm.domain.request import PriceColumns
 from training_fsm.domain.timeframe import Timeframe
 
@@ -125,6 +126,38 @@ def check_part_lengths(bounds: SplitBounds, least_bars: int) -> None:
                 f"expected at least {least_bars}, the window of an observation and two bars to act on",
                 "split",
             )
+
+
+def check_untrained(times: pd.Series, bounds: SplitBounds, trained_until: datetime, embargo_bars: int) -> None:
+    """Raise DataUnusable where the test part begins before the embargo behind the last bar that was trained on ends."""
+    behind = int(times.searchsorted(pd.Timestamp(trained_until), side="right")) + embargo_bars
+    if bounds.test.first < behind:
+        earliest = f"from {times.iloc[behind].isoformat()} on" if behind < len(times) else "after the last bar there is"
+        raise unusable(
+            f"split: the test part begins at {bounds.test.start.isoformat()}, but the parent or an ancestor was "
+            f"trained on bars up to {trained_until.isoformat()}; with embargo_bars = {embargo_bars} it may begin "
+            f"{earliest}",
+            "split",
+            pd.Timestamp(bounds.test.start),
+        )
+
+
+def drift_warnings(shared: SharedRows | None) -> tuple[str, ...]:
+    """What should be known of bars that the parent was trained on too: that they differ, or could not be compared."""
+    if shared is None:
+        return ()
+    if shared.found_digest is None:
+        return (
+            f"the feature store has none of the {shared.rows} bars from {shared.start.isoformat()} to "
+            f"{shared.end.isoformat()} any more: the parent's rows are used and nothing was compared",
+        )
+    if shared.first_difference is not None:
+        return (
+            f"{shared.rows_different} of {shared.rows} shared bars differ in the feature store, first "
+            f"{shared.first_difference.column} at {shared.first_difference.time.isoformat()}: "
+            "the drift was accepted, the parent's rows are used",
+        )
+    return ()
 
 
 def warnings(frame: pd.DataFrame, names: Sequence[str], bounds: SplitBounds, warmup: int) -> tuple[str, ...]:

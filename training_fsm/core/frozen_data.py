@@ -7,7 +7,8 @@ adds the length of its name in UTF-8 (4 bytes, little-endian), the name, its dty
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,8 @@ from training_fsm.core.data_checks import (
     TIME,
     check_part_lengths,
     check_prices,
+    check_untrained,
+    drift_warnings,
     gaps,
     merge_duplicates,
     unusable,
@@ -29,50 +32,34 @@ from training_fsm.core.feature_rows import FeatureRows
 from training_fsm.core.market_data import normalisation_of
 from training_fsm.core.split_bounds import split_bounds
 from training_fsm.domain.errors import ArtifactDamaged
-from training_fsm.domain.events import DataFrozen
-from training_fsm.domain.facts import Artifact, ColumnNormalisation, Failure, Gaps, SplitBounds
+from training_fsm.domain.facts import ColumnNormalisation, Failure, FrozenData, SharedRows
 from training_fsm.domain.request import TrainingRequest
 from training_fsm.domain.timeframe import TimeRange
 
 _YEAR = pd.Timedelta(days=365.25)
 
 
-@dataclass(frozen=True, slots=True)
-class FrozenFrame:
-    """A frozen frame in a local file and all that DataFrozen says of it but the artifact."""
-
-    path: Path
-    digest: str
-    rows: int
-    warmup_rows: int
-    gaps: Gaps
-    periods_per_year: float
-    observation_columns: tuple[str, ...]
-    bounds: SplitBounds
-    normalisation: tuple[ColumnNormalisation, ...]
-    warnings: tuple[str, ...]
-
-    def stored(self, artifact: Artifact) -> DataFrozen:
-        """The event, once the file is stored as `artifact`."""
-        return DataFrozen(
-            artifact=artifact,
-            digest=self.digest,
-            rows=self.rows,
-            warmup_rows=self.warmup_rows,
-            gaps=self.gaps,
-            periods_per_year=self.periods_per_year,
-            observation_columns=self.observation_columns,
-            bounds=self.bounds,
-            normalisation=self.normalisation,
-            warnings=self.warnings,
-        )
-
-
-def freeze(rows: FeatureRows, request: TrainingRequest, folder: Path) -> FrozenFrame:
+def freeze(
+    rows: FeatureRows,
+    request: TrainingRequest,
+    folder: Path,
+    *,
+    normalisation: Sequence[ColumnNormalisation] | None = None,
+    shared: SharedRows | None = None,
+    not_before: datetime | None = None,
+) -> tuple[Path, FrozenData]:
     """Check rows and write them to `folder` as `data-<digest>.parquet`, values as float32, sorted, one row per bar.
 
-    Raises DataUnusable, with column and time, for everything that must not be trained on.
+    A continued run inherits its parent's `normalisation`, says what it found of the bars that are `shared`, and is not
+    judged on what an ancestor was trained on: its test part must begin behind the bar that opens at `not_before`, the
+    last of them, plus the embargo.
+
+    Returns the file and what is known of it. Raises DataUnusable, with column and time, for everything that must not be
+    trained on; ValueError for a normalisation of other columns.
     """
+    if normalisation is not None and tuple(entry.column for entry in normalisation) != rows.observation_columns:
+        named = ", ".join(entry.column for entry in normalisation)
+        raise ValueError(f"normalisation: expected {', '.join(rows.observation_columns)}, got {named}")
     names = [*rows.observation_columns, *rows.reward_columns]
     frame = merge_duplicates(rows.frame[[TIME, *names]]).sort_values(TIME, ignore_index=True)
     if frame.empty:
@@ -86,9 +73,10 @@ def freeze(rows: FeatureRows, request: TrainingRequest, folder: Path) -> FrozenF
     check_prices(frame, request.data.columns)
     bounds = split_bounds(pd.DatetimeIndex(frame[TIME]), request.split, request.embargo_bars)
     check_part_lengths(bounds, request.env.window + 2)
+    if not_before is not None:
+        check_untrained(frame[TIME], bounds, not_before, request.embargo_bars)
     digest = frame_digest(frame)
-    return FrozenFrame(
-        path=_write(frame, folder / f"data-{digest[:16]}.parquet"),
+    frozen = FrozenData(
         digest=digest,
         rows=len(frame),
         warmup_rows=warmup,
@@ -98,12 +86,16 @@ def freeze(rows: FeatureRows, request: TrainingRequest, folder: Path) -> FrozenF
         bounds=bounds,
         normalisation=normalisation_of(
             frame.iloc[bounds.training.first : bounds.training.last], rows.observation_columns
-        ),
-        warnings=warnings(frame, names, bounds, warmup),
+        )
+        if normalisation is None
+        else tuple(normalisation),
+        warnings=(*warnings(frame, names, bounds, warmup), *drift_warnings(shared)),
+        shared=shared,
     )
+    return _write(frame, folder / f"data-{digest[:16]}.parquet"), frozen
 
 
-def load_frozen(path: Path, frozen: DataFrozen) -> pd.DataFrame:
+def load_frozen(path: Path, frozen: FrozenData) -> pd.DataFrame:
     """Read a frozen frame: `event_timestamp` (UTC), then float32 columns, in the order they were frozen in.
 
     Raises ArtifactDamaged where the file cannot be read or its digest is not the one that was frozen.

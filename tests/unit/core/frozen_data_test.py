@@ -10,10 +10,9 @@ import pytest
 from pydantic import JsonValue
 
 from training_fsm.core.feature_rows import FeatureRows
-from training_fsm.core.frozen_data import FrozenFrame, frame_digest, freeze, load_frozen
+from training_fsm.core.frozen_data import frame_digest, freeze, load_frozen
 from training_fsm.domain.errors import ArtifactDamaged, DataUnusable
-from training_fsm.domain.events import DataFrozen
-from training_fsm.domain.facts import Artifact
+from training_fsm.domain.facts import FrozenData
 from training_fsm.domain.request import TrainingRequest
 
 
@@ -56,16 +55,16 @@ def rows(frame: pd.DataFrame) -> FeatureRows:
     return FeatureRows(frame, ("rsi", "roc"), ("close",), "observation_space_EURUSD_4h_1.0.0_0123456789")
 
 
-def event(frozen: FrozenFrame) -> DataFrozen:
-    """The event that names the frozen frame."""
-    return frozen.stored(Artifact(uri="mlflow-artifacts:/1/data", sha256="0" * 64, size_bytes=1))
+def frozen_of(frame: pd.DataFrame, asked: TrainingRequest, folder: Path) -> FrozenData:
+    """What is known of a frame once it is frozen."""
+    return freeze(rows(frame), asked, folder)[1]
 
 
 def test_freezes_rows_and_loads_the_same(tmp_path: Path) -> None:
     """What is loaded is what was given: without the warm-up, sorted, as float32."""
     given = bars()
-    frozen = freeze(rows(given.sample(frac=1, random_state=1)), request(), tmp_path)
-    loaded = load_frozen(frozen.path, event(frozen))
+    path, frozen = freeze(rows(given.sample(frac=1, random_state=1)), request(), tmp_path)
+    loaded = load_frozen(path, frozen)
     expected = given[14:].reset_index(drop=True)
     assert list(loaded.columns) == ["event_timestamp", "rsi", "roc", "close"]
     assert loaded["event_timestamp"].dtype == "datetime64[us, UTC]"
@@ -78,8 +77,8 @@ def test_freezes_rows_and_loads_the_same(tmp_path: Path) -> None:
 
 def test_digest_is_the_documented_one(tmp_path: Path) -> None:
     """Somebody with the file and the documentation comes to the same digest with the standard library."""
-    frozen = freeze(rows(bars()), request(), tmp_path)
-    table = pq.read_table(frozen.path).to_pydict()
+    path, frozen = freeze(rows(bars()), request(), tmp_path)
+    table = pq.read_table(path).to_pydict()
     text = b""
     for name, values in table.items():
         kind, letter = ("<i8", "q") if name == "event_timestamp" else ("<f4", "f")
@@ -111,30 +110,30 @@ def test_digest_sees_values_names_times_and_order_but_no_encoding() -> None:
 
 def test_altered_file_is_noticed(tmp_path: Path) -> None:
     """A frame with another value, a file cut short and one that is gone are damage, not data."""
-    frozen = freeze(rows(bars()), request(), tmp_path)
-    whole = frozen.path.read_bytes()
+    path, frozen = freeze(rows(bars()), request(), tmp_path)
+    whole = path.read_bytes()
     changed = bars()
     changed.loc[1000, "close"] *= 1.001
-    other = freeze(rows(changed), request(), tmp_path / "other")
-    frozen.path.write_bytes(other.path.read_bytes())
+    other_path, other = freeze(rows(changed), request(), tmp_path / "other")
+    path.write_bytes(other_path.read_bytes())
     with pytest.raises(ArtifactDamaged, match=f"expected digest {frozen.digest}, got {other.digest}") as damaged:
-        load_frozen(frozen.path, event(frozen))
+        load_frozen(path, frozen)
     assert damaged.value.failure.kind == "artifact_damaged"
-    frozen.path.write_bytes(whole[: len(whole) // 2])
+    path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactDamaged, match=r"data-.*\.parquet: expected .* got Arrow"):
-        load_frozen(frozen.path, event(frozen))
-    frozen.path.unlink()
+        load_frozen(path, frozen)
+    path.unlink()
     with pytest.raises(ArtifactDamaged, match="got FileNotFoundError"):
-        load_frozen(frozen.path, event(frozen))
+        load_frozen(path, frozen)
 
 
 def test_normalisation_knows_the_training_part_only(tmp_path: Path) -> None:
     """Mean and deviation are those of the training rows; validation and test cannot leak into them."""
     given = bars()
-    frozen = freeze(rows(given), request(), tmp_path)
+    frozen = frozen_of(given, request(), tmp_path)
     training = frozen.bounds.training
     given.loc[14 + training.last :, ["rsi", "roc"]] *= 1000
-    again = freeze(rows(given), request(), tmp_path)
+    again = frozen_of(given, request(), tmp_path)
     assert again.normalisation == frozen.normalisation
     assert [column.column for column in frozen.normalisation] == ["rsi", "roc"]
     values = given["rsi"][14 : 14 + training.last].to_numpy(np.float32).astype(np.float64)
@@ -145,15 +144,15 @@ def test_normalisation_knows_the_training_part_only(tmp_path: Path) -> None:
 
 def test_constant_column_divides_by_one_and_warns(tmp_path: Path) -> None:
     """A constant whose float sum is not exact still counts as constant."""
-    frozen = freeze(rows(bars().assign(roc=0.1)), request(), tmp_path)
+    frozen = frozen_of(bars().assign(roc=0.1), request(), tmp_path)
     assert frozen.normalisation[1].deviation == 1.0
     assert "roc: constant in the training part" in frozen.warnings
 
 
 def test_equal_duplicates_merge_and_do_not_count(tmp_path: Path) -> None:
     """A row that came twice is one row, NaN equal to NaN."""
-    once = freeze(rows(bars()), request(), tmp_path)
-    twice = freeze(rows(pd.concat([bars(), bars()[5:40]])), request(), tmp_path)
+    once = frozen_of(bars(), request(), tmp_path)
+    twice = frozen_of(pd.concat([bars(), bars()[5:40]]), request(), tmp_path)
     assert twice == once
 
 
@@ -162,7 +161,7 @@ def test_unequal_duplicates_fail(tmp_path: Path) -> None:
     clash = bars()[100:101].assign(roc=9.0)
     time = clash["event_timestamp"].iloc[0].isoformat()
     with pytest.raises(DataUnusable, match=r"roc: 2 different rows at .*, 9$") as unusable:
-        freeze(rows(pd.concat([bars(), clash])), request(), tmp_path)
+        frozen_of(pd.concat([bars(), clash]), request(), tmp_path)
     assert (unusable.value.failure.field, unusable.value.failure.range) == ("roc", time)
 
 
@@ -172,7 +171,7 @@ def test_no_number_after_the_warm_up_fails(tmp_path: Path, value: float) -> None
     frame = bars()
     frame.loc[777, "roc"] = value
     with pytest.raises(DataUnusable, match="roc: ") as unusable:
-        freeze(rows(frame), request(), tmp_path)
+        frozen_of(frame, request(), tmp_path)
     assert unusable.value.failure.field == "roc"
     assert unusable.value.failure.range == frame["event_timestamp"][777].isoformat()
 
@@ -180,14 +179,14 @@ def test_no_number_after_the_warm_up_fails(tmp_path: Path, value: float) -> None
 def test_column_without_any_value_fails(tmp_path: Path) -> None:
     """A column that is empty throughout is named, not dropped as a warm-up of everything."""
     with pytest.raises(DataUnusable, match="roc: none of the 1560 rows has a value"):
-        freeze(rows(bars().assign(roc=np.nan)), request(), tmp_path)
+        frozen_of(bars().assign(roc=np.nan), request(), tmp_path)
 
 
 def test_long_warm_up_warns(tmp_path: Path) -> None:
     """More than a tenth of the rows dropped is worth knowing."""
     frame = bars()
     frame.loc[:199, "rsi"] = np.nan
-    frozen = freeze(rows(frame), request(), tmp_path)
+    frozen = frozen_of(frame, request(), tmp_path)
     assert frozen.warmup_rows == 200
     assert any(warning.startswith("200 of 1560 rows are dropped") for warning in frozen.warnings)
 
@@ -198,16 +197,16 @@ def test_price_that_is_none_fails(tmp_path: Path, price: float) -> None:
     frame = bars()
     frame.loc[300, "close"] = price
     with pytest.raises(DataUnusable, match=r"close: .* more than 0 of data\.columns\.close") as unusable:
-        freeze(rows(frame), request(), tmp_path)
+        frozen_of(frame, request(), tmp_path)
     assert unusable.value.failure.range == frame["event_timestamp"][300].isoformat()
 
 
 def test_atr_may_be_zero_but_not_below(tmp_path: Path) -> None:
     """A bar without movement has ATR 0; below that something is wrong."""
     mapped = request(data={"columns": {"close": "close", "atr": "roc"}})
-    freeze(rows(bars().assign(roc=lambda frame: frame["roc"].abs().where(frame.index != 500, 0.0))), mapped, tmp_path)
+    frozen_of(bars().assign(roc=lambda frame: frame["roc"].abs().where(frame.index != 500, 0.0)), mapped, tmp_path)
     with pytest.raises(DataUnusable, match=r"roc: .* at least 0 of data\.columns\.atr"):
-        freeze(rows(bars()), mapped, tmp_path)
+        frozen_of(bars(), mapped, tmp_path)
 
 
 def test_gaps_are_counted_and_the_longest_named(tmp_path: Path) -> None:
@@ -215,7 +214,7 @@ def test_gaps_are_counted_and_the_longest_named(tmp_path: Path) -> None:
     frame = bars()
     shifted = frame["event_timestamp"].where(frame.index < 200, frame["event_timestamp"] + pd.Timedelta(hours=1))
     frame = frame.assign(event_timestamp=shifted).drop(index=range(610, 640)).reset_index(drop=True)
-    frozen = freeze(rows(frame), request(), tmp_path)
+    frozen = frozen_of(frame, request(), tmp_path)
     assert frozen.gaps.count == 51
     assert frozen.gaps.longest_bars == 13 + 30
     assert frozen.gaps.longest_after == frame["event_timestamp"][609].to_pydatetime()
@@ -226,29 +225,29 @@ def test_only_a_gap_above_the_limit_fails(tmp_path: Path, max_gap_bars: int, fai
     """The limit of the request is the longest step that is still allowed."""
     limited = request(data={"columns": {"close": "close"}, "max_gap_bars": max_gap_bars})
     if not fails:
-        assert freeze(rows(bars()), limited, tmp_path).gaps.longest_bars == 13
+        assert frozen_of(bars(), limited, tmp_path).gaps.longest_bars == 13
         return
     with pytest.raises(DataUnusable, match=r"13 bars from 2017-01-06T20.* at most data\.max_gap_bars = 12"):
-        freeze(rows(bars()), limited, tmp_path)
+        frozen_of(bars(), limited, tmp_path)
 
 
 def test_rows_of_another_timeframe_fail(tmp_path: Path) -> None:
     """Hourly rows among 4h bars are not taken for bars."""
     stray = bars()[50:51].assign(event_timestamp=lambda frame: frame["event_timestamp"] + pd.Timedelta(hours=1))
     with pytest.raises(DataUnusable, match="rows of another timeframe"):
-        freeze(rows(pd.concat([bars(), stray])), request(), tmp_path)
+        frozen_of(pd.concat([bars(), stray]), request(), tmp_path)
 
 
 def test_periods_per_year_count_the_asked_range(tmp_path: Path) -> None:
     """A year of 4h bars without weekends has 1560 of them, the warm-up included, in 365 days: 1561 in 365.25."""
-    assert freeze(rows(bars()), request(), tmp_path).periods_per_year == 1561
+    assert frozen_of(bars(), request(), tmp_path).periods_per_year == 1561
 
 
 def test_short_test_part_warns_and_a_long_one_does_not(tmp_path: Path) -> None:
     """Fewer than 252 test bars are a warning, 252 are none."""
     embargo = {"embargo_bars": 0, "training": 0.5, "validation": 0.25, "test": 0.25}
-    full = freeze(rows(bars(14 + 1008)), request(split=embargo), tmp_path)
-    short = freeze(rows(bars(14 + 1004)), request(split=embargo), tmp_path)
+    full = frozen_of(bars(14 + 1008), request(split=embargo), tmp_path)
+    short = frozen_of(bars(14 + 1004), request(split=embargo), tmp_path)
     assert (full.bounds.test.last - full.bounds.test.first, full.warnings) == (252, ())
     assert short.warnings == ("the test part has 251 bars, fewer than 252: its metrics say little",)
 
@@ -256,11 +255,11 @@ def test_short_test_part_warns_and_a_long_one_does_not(tmp_path: Path) -> None:
 def test_part_too_short_for_an_episode_fails(tmp_path: Path) -> None:
     """A part must hold the window of an observation and two bars to act on."""
     with pytest.raises(DataUnusable, match="the validation part has 4 bars, expected at least 5"):
-        freeze(rows(bars(14 + 46)), request(env={"window": 3}), tmp_path)
-    freeze(rows(bars(14 + 60)), request(env={"window": 3}), tmp_path)
+        frozen_of(bars(14 + 46), request(env={"window": 3}), tmp_path)
+    frozen_of(bars(14 + 60), request(env={"window": 3}), tmp_path)
 
 
 def test_no_rows_fail(tmp_path: Path) -> None:
     """An empty frame is an error of its own."""
     with pytest.raises(DataUnusable, match="no rows"):
-        freeze(rows(bars()[:0]), request(), tmp_path)
+        frozen_of(bars()[:0], request(), tmp_path)
