@@ -22,6 +22,7 @@ from training_fsm.domain.errors import DataUnusable, FeaturesMissing, OutsideUna
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.timeframe import TimeRange
 
 PROJECT = "drl_trading_preprocess"
 OBSERVATION, REWARD = "observation_space", "reward_engineering"
@@ -269,7 +270,7 @@ def same(one: FeatureRows, other: FeatureRows) -> None:
 
 def test_warm_up_dropped_rows_are_frozen(client: FeastClient, tmp_path: Path) -> None:
     """What is read can be frozen: the indicator's first rows are dropped and counted."""
-    frozen = freeze(client.read(asked(), configuration("good")), asked(), tmp_path)
+    _, frozen = freeze(client.read(asked(), configuration("good")), asked(), tmp_path)
     assert (frozen.warmup_rows, frozen.rows) == (14, len(asked_bars()) - 14)
 
 
@@ -317,6 +318,81 @@ def test_missing_column_names_view_and_field(client: FeastClient) -> None:
 def test_partial_range_names_what_lacks(client: FeastClient, version: str, lacking: str) -> None:
     """Rows that do not reach both ends, or are none, give the range that lacks."""
     assert missing(client, version).range == lacking
+
+
+JANUARY, MARCH, MAY = (
+    TimeRange(start=datetime(2017, month, 1, tzinfo=UTC), end=datetime(2017, month + 1, 1, tzinfo=UTC))
+    for month in (1, 3, 5)
+)
+
+
+def test_nothing_lacks_where_all_is_there(client: FeastClient) -> None:
+    """The service is named, and ranges that its views reach are no lack."""
+    assert client.look_up(asked(), configuration("good"), [JANUARY, MAY], known=True) == (
+        "observation_space_EURUSD_4h_1.0.0_good",
+        (),
+    )
+
+
+def test_what_a_view_lacks_is_looked_up_range_by_range(client: FeastClient) -> None:
+    """Each range is looked at by itself, and one view without rows lacks what all others have."""
+    assert client.look_up(asked(), configuration("early"), [MARCH], known=True)[1] == ()
+    april = TimeRange(start=MARCH.start, end=MAY.start)
+    (lacking,) = client.look_up(asked(), configuration("early"), [JANUARY, april], known=True)[1]
+    assert lacking == TimeRange(start=datetime(2017, 4, 20, tzinfo=UTC), end=MAY.start)
+    assert client.look_up(asked(), configuration("norows"), [MARCH, MAY], known=True)[1] == (MARCH, MAY)
+    whole = TimeRange(start=JANUARY.start, end=MAY.end)
+    assert client.look_up(asked(), configuration("norows"), [whole], known=True)[1] == (
+        TimeRange(start=datetime(2017, 1, 10, tzinfo=UTC), end=MAY.end),
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "words"),
+    [
+        ("never", "feature service .*_never does not exist"),
+        ("viewless", "feature view x19_EURUSD_4h .* does not exist"),
+        ("nocolumn", "have no column gone_field"),
+    ],
+)
+def test_what_is_gone_is_told_from_what_nobody_has_asked_for(client: FeastClient, version: str, words: str) -> None:
+    """The parent's own service, view or column must be there; of another symbol's all is to be asked for."""
+    with pytest.raises(FeaturesMissing, match=words):
+        client.look_up(asked(), configuration(version), [JANUARY, MAY], known=True)
+    found = client.look_up(asked(), configuration(version), [JANUARY, MAY], known=False)
+    assert found == (f"observation_space_EURUSD_4h_1.0.0_{version}", (JANUARY, MAY))
+
+
+def test_a_service_that_is_gone_is_noticed_where_no_range_is_needed(client: FeastClient) -> None:
+    """A parent's service is looked for also where its frozen rows are all that the child needs."""
+    assert client.look_up(asked(), configuration("good"), [], known=True)[1] == ()
+    with pytest.raises(FeaturesMissing, match="does not exist"):
+        client.look_up(asked(), configuration("never"), [], known=True)
+
+
+def test_only_the_needed_parts_must_be_there(client: FeastClient) -> None:
+    """Where a parent's rows stand for the rest, its bars may lack; of the needed parts they may not."""
+    march_on = TimeRange(start=MARCH.start, end=MAY.start)
+    rows = client.read(asked(), configuration("late"), [march_on])
+    assert rows.frame["event_timestamp"].iloc[0] == pd.Timestamp("2017-02-10", tz="UTC")
+    february = TimeRange(start=asked().range.start, end=MARCH.start)
+    with pytest.raises(FeaturesMissing, match=r"view x2_EURUSD_4h of feature service .*_late has bars from 2017-02-10"):
+        client.read(asked(), configuration("late"), [february, march_on])
+    with pytest.raises(FeaturesMissing, match=r"view x9_EURUSD_4h of feature service .*_norows has no rows") as raised:
+        client.read(asked(), configuration("norows"), [march_on])
+    assert raised.value.failure.range == f"{march_on.start.isoformat()} to {march_on.end.isoformat()}"
+    same(client.read(asked(), configuration("good"), [asked().range]), client.read(asked(), configuration("good")))
+
+
+@pytest.mark.parametrize("version", ["empty", "norows", "nofile"])
+def test_no_rows_are_an_empty_frame_where_none_is_needed(client: FeastClient, version: str) -> None:
+    """A store that has lost all that the parent has frozen gives no rows, with every column."""
+    rows = client.read(asked(), configuration(version), [])
+    columns = ["event_timestamp", *rows.observation_columns, *rows.reward_columns]
+    assert (rows.frame.columns.tolist(), len(rows.frame)) == (columns, 0)
+    assert rows.frame["event_timestamp"].dtype == "datetime64[us, UTC]"
+    assert (rows.frame.dtypes.iloc[1:] == "float64").all()
+    assert "close_price_value" in columns
 
 
 def test_closed_market_at_both_ends_is_no_lack(client: FeastClient) -> None:
