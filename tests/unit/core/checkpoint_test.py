@@ -13,12 +13,15 @@ from hypothesis import strategies as st
 from stable_baselines3 import PPO
 
 from training_fsm.core.agent import make_agent, pin_torch, vectorise
-from training_fsm.core.checkpoint import load_checkpoint, read_policy, save_checkpoint
+from training_fsm.core.checkpoint import load_checkpoint, load_parent, read_policy, save_checkpoint
 from training_fsm.core.market_data import market_data
 from training_fsm.core.trading_env import TradingEnv
 from training_fsm.core.training_loop import rollouts
-from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible
+from training_fsm.core.training_state import EVERY_PART, layers
+from training_fsm.domain.errors import ArtifactDamaged, ParentUnfit, ResumeImpossible
+from training_fsm.domain.facts import Artifact, ModelRef
 from training_fsm.domain.hyperparameters import AgentSettings, PPOHyperparameters
+from training_fsm.domain.lineage import Parent, Part
 from training_fsm.domain.request import EnvironmentConfig, PriceColumns
 
 SETTINGS = AgentSettings(
@@ -181,3 +184,63 @@ def test_checkpoint_of_another_request_is_refused(stored: tuple[Path, str]) -> N
         load_checkpoint(path, new_agent(SETTINGS.model_copy(update={"net_arch": (16,)})))
     with pytest.raises(ResumeImpossible, match="2 environments, this agent has 3"):
         load_checkpoint(path, new_agent(SETTINGS.model_copy(update={"n_envs": 3})))
+
+
+def parent_of(stored: tuple[Path, str]) -> Parent:
+    """The stored checkpoint as that of a registered model."""
+    path, sha256 = stored
+    return Parent(
+        kind="training_fsm",
+        model=ModelRef(name="noise", version=1),
+        digest="d" * 64,
+        checkpoint=Artifact(uri="memory:", sha256=sha256, size_bytes=path.stat().st_size),
+        steps=256,
+        record=None,
+    )
+
+
+def parts_of(agent: PPO) -> dict[Part, str]:
+    """What each part of an agent holds, to be compared."""
+    normalise, monitor, vector = layers(agent)
+    statistics, moments = normalise.ret_rms, agent.policy.optimizer.state_dict()["state"]
+    return {
+        "weights": repr({name: value.tolist() for name, value in agent.policy.state_dict().items()}),
+        "optimizer": repr([sorted((k, v.tolist()) for k, v in moments[index].items()) for index in sorted(moments)]),
+        "steps": repr((agent.num_timesteps, agent._n_updates)),
+        "reward_normalisation": repr((float(statistics.mean), float(statistics.var), float(statistics.count))),
+        "generators": repr((random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())),
+        "environments": repr(
+            (
+                [env.get_state() for env in vector.envs],
+                agent._last_obs,
+                agent.ep_info_buffer,
+                normalise.returns,
+                monitor.episode_lengths if agent._last_obs is not None else None,
+            )
+        ),
+    }
+
+
+@pytest.mark.parametrize("left_out", sorted(EVERY_PART))
+def test_each_part_goes_on_alone(left_out: Part, stored: tuple[Path, str]) -> None:
+    """The part that is left out stays as it was made, every other one is the parent's."""
+    path, _ = stored
+    whole = new_agent()
+    load_checkpoint(path, whole)
+    parents = parts_of(whole)
+    agent = new_agent(SETTINGS.model_copy(update={"seed": 99}))
+    anew = parts_of(agent)
+    assert all(anew[part] != parents[part] for part in EVERY_PART)
+    load_parent(path, agent, parent_of(stored), EVERY_PART - {left_out})
+    assert parts_of(agent) == parents | {left_out: anew[left_out]}
+
+
+def test_parent_that_does_not_fit(stored: tuple[Path, str]) -> None:
+    """Environments of another number are an error where they are to go on, and none where they begin anew."""
+    path, _ = stored
+    three = SETTINGS.model_copy(update={"n_envs": 3})
+    with pytest.raises(ParentUnfit, match="does not fit this run: 2 environments, this agent has 3"):
+        load_parent(path, new_agent(three), parent_of(stored), EVERY_PART)
+    agent = new_agent(three)
+    load_parent(path, agent, parent_of(stored), EVERY_PART - {"environments"})
+    assert agent.num_timesteps == 256

@@ -23,7 +23,7 @@ from training_fsm.core.market_data import normalisation_of
 from training_fsm.core.split_bounds import split_bounds
 from training_fsm.core.trading_env import BaseTradingEnv, Observation, TradingEnv
 from training_fsm.core.training_loop import CurvePoint
-from training_fsm.core.training_segment import SegmentResult, train_segment
+from training_fsm.core.training_segment import SegmentResult, owner_digest, train_segment
 from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible, TrainingDiverged
 from training_fsm.domain.events import DataFrozen
 from training_fsm.domain.facts import Artifact, Gaps
@@ -200,6 +200,12 @@ def test_damaged_checkpoint_is_refused(undisturbed: tuple[SegmentResult, Watcher
         segment(tmp_path / "spool", resume_from=torn)
     with pytest.raises(ResumeImpossible, match="belongs to request"):
         segment(tmp_path / "spool", resume_from=undisturbed[0].checkpoint, seed=6)
+
+
+def test_what_a_checkpoint_belongs_to_keeps_its_digest() -> None:
+    """The digest of a run without a parent, as it was before runs could have one: old checkpoints can be resumed."""
+    asked = request()
+    assert owner_digest(asked, data(asked)[1]) == "4a824fb2a8e8ca79a11e4044a480603cef68c52afde5dd530b6d3b29f15cc2f0"
 
 
 def test_twice_half_is_the_whole(undisturbed: tuple[SegmentResult, Watcher], tmp_path: Path) -> None:
