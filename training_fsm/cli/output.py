@@ -1,7 +1,7 @@
 """Tables, cards and JSON on stdout."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
 from pydantic import JsonValue, TypeAdapter
@@ -9,8 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from training_fsm.cli.event_summary import failure, moment, summary
-from training_fsm.domain.facts import PartBounds, Progress, Verdict
+from training_fsm.cli.event_summary import moment, summary
+from training_fsm.cli.run_card import card_lines
+from training_fsm.domain.facts import Progress
 from training_fsm.domain.model import Model
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
@@ -20,6 +21,9 @@ from training_fsm.store.reads import RunDetails, RunSummary
 
 PIPE_COLUMNS = 160
 """Width of a table that no terminal shows."""
+
+UNKNOWN = "-"
+"""Stands where something is not known, or not yet."""
 
 _STYLES = {
     State.REGISTERED: "green",
@@ -110,9 +114,9 @@ def print_runs(runs: Sequence[RunSummary]) -> None:
             run.run_id,
             state_text(run.state),
             moment(run.since or run.changed_at),
-            printable(run.model),
-            f"{run.symbol} {run.timeframe}",
-            f"{step:,} of {run.whole_timesteps:,}" if step else f"{run.whole_timesteps:,}",
+            printable(run.model or UNKNOWN),
+            f"{run.symbol} {run.timeframe}".strip() or UNKNOWN,
+            " of ".join(f"{number:,}" for number in (step, run.last_step) if number),
             str(run.model_version or ""),
             printable(run.failure or run.worker or ""),
         )
@@ -158,69 +162,9 @@ def print_run(run: Run, since: datetime, first: Iterable[tuple[str, str]] = (), 
     table.add_column(overflow="fold")
     table.add_row("run", run.run_id)
     table.add_row("state", Text.assemble(state_text(run.state), f" since {moment(since)}"))
-    for name, value in (*first, *_lines(run, lease)):
+    for name, value in (*first, *card_lines(run, lease)):
         table.add_row(name, printable(value))
     console.print(table)
-
-
-def _lines(run: Run, lease: str | None) -> Iterator[tuple[str, str]]:
-    request, agent = run.request, run.request.agent
-    yield "version", str(run.version)
-    yield "model", request.model
-    yield "data", f"{request.symbol} {request.timeframe.value} (from {request.base_timeframe.value})"
-    yield "range", f"{moment(request.range.start)} to {moment(request.range.end)}"
-    names = ", ".join(definition.name for definition in request.features.feature_definitions if definition.enabled)
-    yield "features", f"{names}; version {run.feature_config.semver}, hash {run.feature_config.hash}"
-    yield "agent", f"{agent.name}, seed {agent.seed}, {agent.n_envs} environments on {agent.device}"
-    if run.features is not None:
-        answered = "accepted" if run.features.accepted else "not accepted yet"
-        until = moment(run.features.deadline)
-        yield "asked", f"{run.features.request_id}, attempt {run.features.attempt}, {answered}, until {until}"
-    if run.worker is not None or lease is not None:
-        yield "worker", ", ".join(part for part in (run.worker, f"token {run.token}", lease) if part)
-    newest = run.checkpoints[-1].step if run.checkpoints else 0
-    yield "checkpoint", f"step {newest:,} of {agent.whole_timesteps:,}"
-    yield from _results(run)
-
-
-def _results(run: Run) -> Iterator[tuple[str, str]]:
-    if data := run.data:
-        yield "frozen", f"{data.rows:,} rows ({data.warmup_rows:,} of warm-up dropped), digest {data.digest}"
-        for name, part in (("train", data.bounds.training), ("validate", data.bounds.validation)):
-            yield name, _bounds(part)
-        yield "test", _bounds(data.bounds.test)
-        gaps = data.gaps
-        after = f", longest {gaps.longest_bars} bars after {moment(gaps.longest_after)}" if gaps.longest_after else ""
-        yield "gaps", f"{gaps.count:,}{after}"
-        for warning in data.warnings:
-            yield "warning", warning
-    if run.evaluation is not None:
-        bands = {band.metric: band for band in run.evaluation.bands}
-        for name, value in run.evaluation.metrics.items():
-            band = bands.get(name)
-            between = f" ({band.confidence:.0%} between {band.low:.6g} and {band.high:.6g})" if band else ""
-            yield name, f"{value:.6g}{between}"
-        for verdict in (*run.evaluation.gate, *run.evaluation.validations):
-            yield "rule", _verdict(verdict)
-    if run.registered is not None:
-        yield "registered", f"{run.registered.name} version {run.registered.version}, digest {run.registered.digest}"
-    if run.failure is not None:
-        tried = f", {run.attempts_failed} in a row" if run.attempts_failed else ""
-        yield "failure", failure(run.failure) + tried
-        if run.failed_from is not None:
-            yield "failed from", run.failed_from.value
-        if run.failure.detail:
-            yield "detail", run.failure.detail
-    if run.retry_at is not None:
-        yield "again at", moment(run.retry_at)
-
-
-def _bounds(part: PartBounds) -> str:
-    return f"{part.last - part.first:,} rows, {moment(part.start)} to {moment(part.end)}"
-
-
-def _verdict(verdict: Verdict) -> str:
-    return f"{'holds' if verdict.passed else 'FAILS'}  {verdict.name}: {verdict.explanation}"
 
 
 def history_line(logged: LoggedEvent) -> tuple[str, ...]:

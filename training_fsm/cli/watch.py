@@ -120,11 +120,18 @@ class _Bar:
         self._console.print(Text(f"{version:>4}  {when}  {event:<24} {change}  {words}"), soft_wrap=True)
 
     def show(self, details: RunDetails) -> None:
-        words = f"{reached(details):,} of {details.whole_timesteps:,} steps"
+        first, last = details.run.first_step, details.last_step
+        step = max(reached(details), first)
+        words = "" if last is None else f"{step:,} of {last:,} steps"
         if details.state is State.TRAINING and details.progress is not None:
             words += f", {speed(details.progress)}"
+        total = None if last is None else last - first
         if self._task is None:
-            self._task = self._progress.add_task("", total=details.whole_timesteps, words=words)
+            self._task = self._progress.add_task("", total=total, words=words)
         self._progress.update(
-            self._task, completed=reached(details), description=state_text(details.state).plain, words=words
+            self._task,
+            total=total,
+            completed=step - first,
+            description=state_text(details.state).plain,
+            words=words,
         )
