@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from training_fsm.cli.errors import BadInput
 from training_fsm.domain.commands import RUN_ID, RequestTraining
 from training_fsm.domain.explain import explain
-from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.request import ContinueRequest, TrainingRequest
+from training_fsm.domain.request import read_request as read_json
 from training_fsm.messaging.strict_json import parse
 
 BYTES_MAX = 262_144
@@ -22,10 +23,10 @@ BYTES_MAX = 262_144
 
 @dataclass(frozen=True, slots=True)
 class RequestFile:
-    """What a file asks for, defaults filled in."""
+    """What a file asks for: from scratch with defaults filled in, in mode continue just what it gives."""
 
     run_id: str | None
-    request: TrainingRequest
+    request: TrainingRequest | ContinueRequest
 
 
 def read_request(name: str) -> RequestFile:
@@ -37,8 +38,10 @@ def read_request(name: str) -> RequestFile:
     run_id = fields.pop("run_id", None)
     if run_id is not None and not (isinstance(run_id, str) and re.fullmatch(RUN_ID, run_id)):
         wrong.append(f"run_id: expected 1 to 64 letters, digits, '.', '_' or '-', got {run_id!r}")
+    if "parent" in fields and fields.get("mode") != "continue":
+        raise BadInput(*wrong, f"mode: expected continue, since a parent is named, got {fields.get('mode')}")
     try:
-        request = TrainingRequest.model_validate_json(json.dumps(fields), strict=True)
+        request = read_json(json.dumps(fields))
     except ValidationError as error:
         raise BadInput(*wrong, *explain(error)) from error
     if wrong:

@@ -10,6 +10,7 @@ from training_fsm.cli.errors import BadInput
 from training_fsm.cli.request_file import BYTES_MAX, read_request
 from training_fsm.domain.features import definitions_hash
 from training_fsm.domain.request import TrainingRequest
+from training_fsm.local.stack import EXAMPLES
 
 Fields = dict[str, object]
 
@@ -138,3 +139,63 @@ def test_latin1_is_refused(tmp_path: Path) -> None:
     file.write_bytes("model: é".encode("latin-1"))
     with pytest.raises(BadInput, match="byte 7"):
         read_request(str(file))
+
+
+CONTINUE = """
+mode: continue
+parent: models:/eurusd-ppo/3
+agent: {total_timesteps: 20000}
+"""
+
+
+def test_a_continued_request_shows_only_what_is_given() -> None:
+    """No default is filled in: what is absent is the parent's, and that is said; the output can be submitted."""
+    result = _validate(CONTINUE)
+    assert result.exit_code == 0, result.output
+    assert yaml.safe_load(result.stdout) == {
+        "type": "request_training",
+        "mode": "continue",
+        "parent": "models:/eurusd-ppo/3",
+        "agent": {"total_timesteps": 20_000},
+    }
+    assert "# what is absent is the parent's; the model's name: eurusd-ppo" in result.stdout
+    assert "on top of the parent's: 20,000, rounded up" in result.stdout
+    assert _validate(result.stdout).stdout == result.stdout
+    found = json.loads(_validate(CONTINUE, "--json").stdout)
+    assert found["request"] == {
+        "mode": "continue", "parent": "models:/eurusd-ppo/3", "agent": {"total_timesteps": 20_000}
+    }  # fmt: skip
+    assert (found["whole_timesteps"], found["embargo_bars"], found["feature_config_hash"]) == (None, None, None)
+
+
+def test_what_the_parent_must_have_too_is_named() -> None:
+    """Fields that shapes depend on are not refused before the parent is known, but said."""
+    result = _validate(f"{CONTINUE}accept_drift: true\nenv: {{window: 4, fee: 0.001}}\n")
+    assert "# must be as the parent's, which is looked at before training: env.window\n" in result.stdout
+    assert "# trains also if the feature store now gives other values" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("parent: models:/eurusd-ppo/3", "mode: expected continue, since a parent is named, got None"),
+        ("mode: from_scratch\nparent: run-1", "mode: expected continue, since a parent is named, got from_scratch"),
+        ("mode: continue", "parent: missing"),
+        ("mode: continue\nparent: models:/eurusd-ppo", "parent: expected models:/NAME/VERSION"),
+        (f"{CONTINUE}env: {{windw: 3}}", "env.windw: unknown; did you mean window?"),
+        (f"{CONTINUE}env: {{fee: -1}}", "env.fee: expected"),
+    ],
+)
+def test_a_continued_request_is_checked_as_strictly(text: str, line: str) -> None:
+    """One line with the path, as from scratch."""
+    result = _validate(text)
+    assert result.exit_code == 2, result.output
+    (only,) = result.stderr.splitlines()
+    assert only.startswith(line)
+
+
+@pytest.mark.parametrize("example", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_example_validates(example: Path) -> None:
+    """What is shipped can be sent as it is."""
+    result = CliRunner().invoke(app, ["run", "validate", str(example)])
+    assert result.exit_code == 0, result.output
