@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from training_fsm.cli import audit_commands, demo_command, role_commands, run_commands, up_command
+from training_fsm.cli import audit_commands, demo_command, model_commands, role_commands, run_commands, up_command
 from training_fsm.cli.context import Home
 from training_fsm.cli.errors import ReportingGroup
 
@@ -15,6 +15,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,  # they could show a password
 )
 app.add_typer(run_commands.app, name="run")
+app.add_typer(model_commands.app, name="model")
 app.add_typer(audit_commands.app, name="audit")
 demo_command.register(app)
 up_command.register(app)

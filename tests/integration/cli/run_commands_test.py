@@ -254,6 +254,56 @@ def test_list_shows_state_and_heartbeat(engine: sa.Engine, live: Live, cli: Cli)
     assert cli("run", "list", "--state", "failed").stdout == "no runs\n"
 
 
+def test_submit_sends_a_continued_request_as_it_is(
+    engine: sa.Engine, cli: Cli, arrivals: Callable[[], Inbound]
+) -> None:
+    """Nothing is filled in on the way: the parent is the worker's to find."""
+    text = "mode: continue\nparent: models:/eurusd-ppo/3\nagent: {seed: 1}\n"
+    run_id = cli("run", "submit", "-", stdin=text).stdout.strip()
+    heard = arrivals()
+    assert isinstance(heard, CommandReceived)
+    assert isinstance(heard.command, RequestTraining)
+    asked = {"mode": "continue", "parent": "models:/eurusd-ppo/3", "agent": {"seed": 1}}
+    assert heard.command.request.model_dump(mode="json") == asked
+    _orchestrator(engine).handle([heard])
+    assert json.loads(cli("run", "show", run_id, "--json").stdout)["state"] == "REQUESTED"
+
+
+def test_a_run_that_looks_for_its_parent_shows_what_is_known(
+    engine: sa.Engine, continued_life: Callable[..., tuple[e.Event, ...]], cli: Cli
+) -> None:
+    """The model's name as the request says it, a dash for the rest; the card has the parent as it was asked for."""
+    with PostgresEventLog(engine).begin() as unit:
+        unit.append("child", continued_life("child")[:1], Cause("orchestrator", "1", "1"))
+    (row,) = cli("run", "list").stdout.splitlines()[1:]
+    assert row.split()[:2] + row.split()[4:] == ["child", "REQUESTED", "eurusd-ppo", "-"]
+    card = cli("run", "show", "child").stdout
+    assert re.search(r"^continues +models:/eurusd-ppo/3 *$", card, re.MULTILINE)
+    assert re.search(r"^model +eurusd-ppo *$", card, re.MULTILINE)
+    assert "range" not in card
+
+
+def test_show_tells_what_a_child_has_of_its_parent(models: None, engine: sa.Engine, cli: Cli) -> None:
+    """Parent, line, changes, what was carried over and what not, and the drift are on the card."""
+    card = " ".join(cli("run", "show", "run-3").stdout.split())
+    for expected in (
+        "continues models:/eurusd-ppo/1 ",
+        "parent eurusd-ppo/1, at step 10,240, digest " + "d" * 32,
+        "lineage generation 1 of the line that began with eurusd-ppo/1",
+        "changed agent.seed: 0 -> 3",
+        "changed range.end: 2018-01-01T00:00:00Z -> 2018-07-01T00:00:00Z",
+        "carried weights, optimizer, steps, reward normalisation",
+        "reset generators: agent.seed 0 / 3",
+        "step 20,480 of 20,480, the first 10,240 are the parent's",
+        "compared: 1 differs, first rsi at 2017-03-01 04:00:00Z: 50.0 -> 51.5",
+        "contest against eurusd-ppo/1 on 149 bars: sharpe 0.8 vs 0.61, 2017-11-24 to 2017-12-29",
+    ):
+        assert expected in card
+    of_a_zip = " ".join(cli("run", "show", "run-5").stdout.split())
+    assert "parent handmade/7, a Stable-Baselines3 zip, weights only, at step 0" in of_a_zip
+    assert "fields are the request's, a zip has none" in of_a_zip
+
+
 def test_history_has_every_event(engine: sa.Engine, live: Live, cli: Cli) -> None:
     """One line an event, its payload when asked for, and the same as JSON."""
     live(engine, "r")

@@ -39,6 +39,7 @@ print("LOADED", *sorted(sys.modules))
         (["run", "--help"], "submit"),
         (["run", "submit", "--help"], "--wait"),
         (["audit", "verify", "--help"], "--no-artifacts"),
+        (["model", "lineage", "--help"], "NAME@champion"),
     ],
 )
 def test_help_loads_nothing_heavy(words: list[str], shown: str) -> None:
