@@ -85,7 +85,7 @@ def _time(text: str) -> datetime:
 def _artifacts(settings: "Settings") -> "Artifacts":
     try:
         from training_fsm.client.artifact_store import MlflowArtifacts
-        from training_fsm.client.mlflow_client import MlflowConnection
+        from training_fsm.client.mlflow_connection import MlflowConnection
     except ImportError as error:
         raise NotSo(f"{error}; stored files need `pip install training-fsm[worker]`, or --no-artifacts") from error
     return MlflowArtifacts(MlflowConnection(settings.mlflow_tracking_uri))

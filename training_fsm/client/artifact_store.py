@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path, PurePosixPath
 
 from training_fsm.client.digest import file_digest
-from training_fsm.client.mlflow_client import MlflowConnection
+from training_fsm.client.mlflow_connection import MlflowConnection
 from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable
 from training_fsm.domain.facts import Artifact, Failure
 

@@ -8,7 +8,8 @@ import sqlalchemy as sa
 from typer.testing import Result
 
 from training_fsm.client.artifact_store import MlflowArtifacts
-from training_fsm.client.mlflow_client import MlflowConnection, MlflowTracking
+from training_fsm.client.mlflow_connection import MlflowConnection
+from training_fsm.client.mlflow_tracking import MlflowTracking
 from training_fsm.domain.events import CheckpointSaved, MessageDeadLettered
 from training_fsm.domain.run import Run
 from training_fsm.local.mlflow_server import MlflowServer

@@ -6,7 +6,8 @@ from mlflow import MlflowClient
 
 from training_fsm.client.artifact_store import MlflowArtifacts
 from training_fsm.client.digest import file_digest
-from training_fsm.client.mlflow_client import MlflowConnection, MlflowTracking
+from training_fsm.client.mlflow_connection import MlflowConnection
+from training_fsm.client.mlflow_tracking import MlflowTracking
 from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable
 from training_fsm.domain.facts import Artifact
 from training_fsm.local.mlflow_server import MlflowServer

@@ -5,63 +5,15 @@ import pytest
 from mlflow import MlflowClient
 
 from training_fsm.client.digest import folder_digest
-from training_fsm.client.mlflow_client import DIGEST_TAG, KEY_TAG, MlflowConnection, MlflowModels, MlflowTracking
+from training_fsm.client.mlflow_connection import MlflowConnection
+from training_fsm.client.mlflow_models import MlflowModels
+from training_fsm.client.mlflow_tags import DIGEST_TAG, KEY_TAG
+from training_fsm.client.mlflow_tracking import MlflowTracking
 from training_fsm.domain.errors import OutsideUnavailable
-from training_fsm.local.mlflow_server import MlflowServer
-from training_fsm.ports import MetricPoint, Models, RegisteredVersion, Tracking
+from training_fsm.ports import Models, RegisteredVersion, Tracking
 
 # MLflow's SQL store still says it the old way to SQLAlchemy 2.1.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy is deprecated")
-
-
-@pytest.fixture(scope="module")
-def sqlite_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """MLflow without a server."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow') / 'mlflow.db'}"
-
-
-@pytest.fixture(params=["sqlite", "server"])
-def connection(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> MlflowConnection:
-    """A connection to each kind of MLflow; without a server it keeps artifacts below the working folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////nowhere/mlflow.db")
-    if request.param == "server":
-        server: MlflowServer = request.getfixturevalue("mlflow_server")
-        return MlflowConnection(server.url)
-    return MlflowConnection(request.getfixturevalue("sqlite_uri"))
-
-
-@pytest.fixture
-def client(connection: MlflowConnection) -> MlflowClient:
-    """MLflow's own client, to see what is really there."""
-    return MlflowClient(connection.tracking_uri, registry_uri=connection.tracking_uri)
-
-
-@pytest.fixture
-def tracking(connection: MlflowConnection) -> MlflowTracking:
-    """Runs in an experiment of this test."""
-    return MlflowTracking(connection, f"drl-trading-{uuid.uuid4().hex[:8]}")
-
-
-@pytest.fixture
-def models(connection: MlflowConnection) -> MlflowModels:
-    """The registry."""
-    return MlflowModels(connection)
-
-
-@pytest.fixture
-def name() -> str:
-    """A model name of this test, with every kind of character that a request allows."""
-    return f"EUR.usd-ppo_{uuid.uuid4().hex[:8]}"
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Stands for a packaged model; the registry does not look inside."""
-    (tmp_path / "model" / "artifacts").mkdir(parents=True)
-    (tmp_path / "model" / "MLmodel").write_text("flavors: {}\n")
-    (tmp_path / "model" / "artifacts" / "policy.npz").write_bytes(bytes(range(256)))
-    return tmp_path / "model"
 
 
 def _run_id() -> str:
@@ -72,51 +24,6 @@ def test_adapters_fit_their_ports(tracking: MlflowTracking, models: MlflowModels
     """The type checker reads this test too."""
     ports: tuple[Tracking, Models] = (tracking, models)
     assert all(ports)
-
-
-def test_a_run_is_opened_once_and_again_after_its_end(tracking: MlflowTracking, client: MlflowClient) -> None:
-    """A resume finds the tracking run by its tag, and a failed one runs again; another training run gets another."""
-    run_id = _run_id()
-    opened = tracking.open_run(run_id, {"gamma": "0.99"}, {"symbol": "EURUSD"})
-    tracking.close_run(opened, "FAILED")
-    assert client.get_run(opened).info.status == "FAILED"
-    assert tracking.open_run(run_id, {"gamma": "0.99"}, {"symbol": "GBPUSD"}) == opened
-    assert tracking.open_run(_run_id(), {}, {}) != opened
-    run = client.get_run(opened)
-    assert run.info.status == "RUNNING"
-    assert run.data.params == {"gamma": "0.99"}
-    assert run.data.tags["symbol"] == "GBPUSD"
-    assert run.data.tags["training_fsm.run_id"] == run_id
-    experiment = client.get_experiment(run.info.experiment_id).name
-    assert run.info.run_name.startswith(f"{experiment}_20")
-
-
-def test_more_parameters_than_a_batch_and_longer_than_a_field(tracking: MlflowTracking, client: MlflowClient) -> None:
-    """150 parameters arrive, and one beyond MLflow's limit is cut."""
-    parameters = {f"p{i}": str(i) for i in range(150)} | {"long": "x" * 9000}
-    run = client.get_run(tracking.open_run(_run_id(), parameters, {"long": "y" * 9000}))
-    assert len(run.data.params) == 151
-    assert run.data.params["p149"] == "149"
-    assert set(run.data.params["long"]) == {"x"}
-    assert set(run.data.tags["long"]) == {"y"}
-
-
-def test_repeated_points_are_stored_once(tracking: MlflowTracking, client: MlflowClient) -> None:
-    """A take-over sends the same points with the same timestamps; a curve beyond one batch keeps its order."""
-    run = tracking.open_run(_run_id(), {}, {})
-    points = [MetricPoint("reward", float(step), step, 1_700_000_000_000 + step) for step in range(1203)]
-    tracking.log_metrics(run, points)
-    tracking.log_metrics(run, points[100:])
-    history = client.get_metric_history(run, "reward")
-    assert sorted(metric.step for metric in history) == list(range(1203))
-    assert {(metric.step, metric.timestamp) for metric in history} == {(p.step, p.timestamp_ms) for p in points}
-
-
-def test_infinite_metrics_are_taken(tracking: MlflowTracking, client: MlflowClient) -> None:
-    """A profit factor without losses is stored, as the largest number that MLflow has."""
-    run = tracking.open_run(_run_id(), {}, {})
-    tracking.log_metrics(run, [MetricPoint("profit_factor", float("inf"), 0, 1_700_000_000_000)])
-    assert client.get_run(run).data.metrics["profit_factor"] > 1e300
 
 
 def test_a_model_is_registered_once_under_its_key(
