@@ -63,8 +63,8 @@ def shown(names: Sequence[str]) -> str:
 
 
 def unfit(words: str) -> ParentUnfit:
-    """The error for a zip that cannot be continued."""
-    return ParentUnfit(Failure(kind="parent_unfit", words=f"the Stable-Baselines3 zip {words}"))
+    """The error for a file that cannot be continued."""
+    return ParentUnfit(Failure(kind="parent_unfit", words=f"the parent's file {words}"))
 
 
 def _fields(settings: Mapping[str, object], net_arch: Sequence[int]) -> dict[str, JsonValue]:

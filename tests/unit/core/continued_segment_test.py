@@ -1,5 +1,6 @@
 """A parent is trained, and children of it, by the segment itself; what goes on is said by the domain's own rule."""
 
+import hashlib
 import io
 import json
 import zipfile
@@ -9,10 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
+import gymnasium
 import numpy as np
 import pandas as pd
 import pytest
 import safetensors.numpy
+from gymnasium import spaces
+from stable_baselines3 import PPO
 
 from training_fsm.core.checkpoint import read_policy
 from training_fsm.core.fingerprint import fingerprint
@@ -404,3 +408,48 @@ def test_checkpoint_of_another_parents_child_is_no_resume(
         child((path, other), tmp_path, resume_from=undisturbed[0].checkpoint)
     with pytest.raises(ResumeImpossible, match="belongs to request"):
         child(parent, tmp_path, resume_from=path)
+
+
+class Toy(gymnasium.Env[Observation, np.int64]):
+    """Noise of the shape that the small run's environment gives."""
+
+    observation_space = spaces.Box(-10.0, 10.0, (8,), np.float32)
+    action_space = spaces.Discrete(3)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, object] | None = None
+    ) -> tuple[Observation, dict[str, object]]:
+        super().reset(seed=seed)
+        return self.np_random.normal(size=8).astype(np.float32), {}
+
+    def step(self, action: np.int64) -> tuple[Observation, float, bool, bool, dict[str, object]]:
+        noise = self.np_random.normal(size=8).astype(np.float32)
+        return noise, float(noise[0]), bool(noise[1] > 1.0), False, {}
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("sb3_weights", 0), ("sb3_whole", 192)])
+def test_child_of_a_plain_zip(kind: str, steps: int, tmp_path: Path) -> None:
+    """Weights alone begin at step 0 with a new optimizer; a whole one goes on; both resume to the same bytes."""
+    theirs = PPO("MlpPolicy", Toy(), 1e-3, 64, 32, 2, policy_kwargs={"net_arch": [8, 8]}, seed=3, device="cpu")
+    theirs.learn(192)
+    path = tmp_path / "theirs.zip"
+    theirs.save(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    zipped = Artifact(uri="memory:", sha256=sha256, size_bytes=path.stat().st_size)
+    parent = (
+        path,
+        Parent.model_validate(
+            {"kind": kind, "model": None, "digest": sha256, "checkpoint": zipped, "steps": steps, "record": None}
+        ),
+    )
+    result = child(parent, tmp_path / "a", hyperparameters=STILL)
+    assert result.steps == steps + HALF
+    mine = read_policy(result.checkpoint)
+    assert all(np.array_equal(mine[name], value.numpy()) for name, value in theirs.policy.state_dict().items())
+    theirs_moved = 192 // 64 * 2 * 64 // 32 if steps else 0
+    assert moment_steps(result.checkpoint) == {theirs_moved + updates(HALF)}
+    assert state(result.checkpoint)["n_updates"] == (theirs._n_updates if steps else 0) + HALF // ROLLOUT * 2
+    stopped = child(parent, tmp_path / "b", Watcher(stop_after_rollouts=3), hyperparameters=STILL)
+    path.unlink()
+    resumed = child(parent, tmp_path / "c", resume_from=stopped.checkpoint, hyperparameters=STILL)
+    assert resumed.sha256 == result.sha256
