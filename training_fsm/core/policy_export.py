@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from training_fsm.client.mlflow_client import set_mlflow_defaults
+from training_fsm.client.mlflow_connection import set_mlflow_defaults
+from training_fsm.client.model_folder import RECORD_FILE
 from training_fsm.core.exported_model import exported_policy
 from training_fsm.core.exported_model.exported_policy import ExportedPolicy, Floats, MlpPolicy
 from training_fsm.core.market_data import OBSERVATION_BOUND
 from training_fsm.core.trading_env import ACCOUNT_FIELDS, BARS_IN_TRADE_UNIT
-from training_fsm.domain.events import DataFrozen
 from training_fsm.domain.facts import ColumnNormalisation
 from training_fsm.domain.features import FeatureConfigVersionInfo
+from training_fsm.domain.lineage import TrainingRecord
 from training_fsm.domain.model import Model
-from training_fsm.domain.request import TrainingRequest
 
 _CODE = Path(exported_policy.__file__)
 _PREDICT = _CODE.with_name("predict.py")
@@ -73,10 +73,9 @@ def mlp_policy(weights: Mapping[str, NDArray[np.float32]], activation: str) -> M
     return MlpPolicy(layers=layers, activation=activation)
 
 
-def specification(
-    request: TrainingRequest, frozen: DataFrozen, feature_config: FeatureConfigVersionInfo, run_id: str
-) -> ModelSpecification:
+def specification(record: TrainingRecord) -> ModelSpecification:
     """What spec.json says. Raises ValueError where a feature has the name of an account column."""
+    request, frozen = record.request, record.data
     units = {"bars_in_trade": BARS_IN_TRADE_UNIT}
     account = tuple(AccountField(column=f"account_{name}", unit=units.get(name, 1.0)) for name in ACCOUNT_FIELDS)
     taken = {field.column for field in account} & set(frozen.observation_columns)
@@ -84,7 +83,7 @@ def specification(
         raise ValueError(f"feature names: {', '.join(sorted(taken))} are the account's columns in an exported model")
     statistics = {entry.column: entry for entry in frozen.normalisation}
     return ModelSpecification(
-        run_id=run_id,
+        run_id=record.run_id,
         model=request.model,
         symbol=request.symbol,
         timeframe=request.timeframe.value,
@@ -98,7 +97,7 @@ def specification(
         long_only=request.env.long_only,
         positions=(0.0, 1.0) if request.env.long_only else (-1.0, 0.0, 1.0),
         max_percentage_open_position=request.env.max_percentage_open_position,
-        feature_config=feature_config,
+        feature_config=record.feature_config,
         data_digest=frozen.digest,
     )
 
@@ -108,8 +107,10 @@ def exported(spec: ModelSpecification, policy: MlpPolicy) -> ExportedPolicy:
     return exported_policy.build(json.loads(spec.model_dump_json()), policy.layers)
 
 
-def package_model(policy: MlpPolicy, spec: ModelSpecification, created_at: datetime, folder: Path) -> Path:
+def package_model(policy: MlpPolicy, record: TrainingRecord, created_at: datetime, folder: Path) -> Path:
     """Write a complete MLflow model folder and return it; what was at `folder` before is replaced.
+
+    `training.json` in it is the record, all that a child needs; MLflow and inference do not read it.
 
     The same arguments give the same bytes under the same versions of Python, MLflow, numpy and pandas: MLflow's
     creation time is `created_at` and its uuid follows from the run's id.
@@ -118,12 +119,15 @@ def package_model(policy: MlpPolicy, spec: ModelSpecification, created_at: datet
     import mlflow.pyfunc
     from mlflow.models import Model as MlflowModel
 
+    spec = specification(record)
     parts = folder.with_name(f".{folder.name}.parts")
     unfinished = folder.with_name(f".{folder.name}.unfinished")
     for left_over in (parts, unfinished, folder):
         shutil.rmtree(left_over, ignore_errors=True)
     parts.mkdir(parents=True)
     (parts / "spec.json").write_text(spec.model_dump_json(indent=1), encoding="utf-8")
+    written = parts / Path(RECORD_FILE).name
+    written.write_text(record.model_dump_json(indent=1), encoding="utf-8")
     _save_weights(parts / "policy.npz", policy)
     example = input_example(spec)
     mlflow.pyfunc.save_model(
@@ -133,6 +137,7 @@ def package_model(policy: MlpPolicy, spec: ModelSpecification, created_at: datet
             "code": str(_CODE),
             "specification": str(parts / "spec.json"),
             "weights": str(parts / "policy.npz"),
+            "record": str(written),
         },
         mlflow_model=MlflowModel(
             utc_time_created=created_at.isoformat(),
@@ -146,6 +151,7 @@ def package_model(policy: MlpPolicy, spec: ModelSpecification, created_at: datet
             "symbol": spec.symbol,
             "timeframe": spec.timeframe,
             "data_digest": spec.data_digest,
+            "parent": None if record.parent is None else str(record.parent),
             "feature_config_version_info": spec.feature_config.model_dump(mode="json"),
         },
     )

@@ -9,16 +9,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from training_fsm.client.mlflow_client import MlflowConnection, MlflowModels, MlflowTracking
+from training_fsm.client.mlflow_connection import MlflowConnection
+from training_fsm.client.mlflow_models import MlflowModels
+from training_fsm.client.mlflow_tracking import MlflowTracking
+from training_fsm.client.model_folder import read_record
 from training_fsm.core.accounting import Account
 from training_fsm.core.agent import make_agent, vectorise
 from training_fsm.core.checkpoint import read_policy, save_checkpoint
 from training_fsm.core.market_data import market_data, normalisation_of
-from training_fsm.core.policy_export import mlp_policy, package_model, specification
+from training_fsm.core.policy_export import mlp_policy, package_model
 from training_fsm.core.trading_env import TradingEnv
 from training_fsm.domain import events as e
+from training_fsm.domain.facts import Artifact, StoredData
 from training_fsm.domain.hyperparameters import AgentSettings, PPOHyperparameters
-from training_fsm.domain.request import EnvironmentConfig, PriceColumns
+from training_fsm.domain.lineage import TrainingRecord
+from training_fsm.domain.request import EnvironmentConfig, PriceColumns, TrainingRequest
 from training_fsm.local.mlflow_server import MlflowServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -71,14 +76,28 @@ def test_a_registered_model_decides_as_its_agent_in_a_process_without_us(
     checkpoint = tmp_path / "checkpoint.zip"
     sha256 = save_checkpoint(checkpoint, agent, "request")
 
-    requested, frozen = life("run-1")[0], life("run-1")[5]
+    requested, frozen, started = life("run-1")[0], life("run-1")[5], life("run-1")[6]
     assert isinstance(requested, e.RunRequested)
+    assert isinstance(requested.request, TrainingRequest)
+    assert requested.feature_config is not None
     assert isinstance(frozen, e.DataFrozen)
-    frozen = frozen.model_copy(update={"observation_columns": COLUMNS, "normalisation": normalisation})
-    request = requested.request.model_copy(update={"env": config, "agent": settings})
-    spec = specification(request, frozen, requested.feature_config, "run-1")
+    assert isinstance(started, e.TrainingStarted)
+    data = frozen.model_copy(update={"observation_columns": COLUMNS, "normalisation": normalisation})
+    record = TrainingRecord(
+        run_id="run-1",
+        request=requested.request.model_copy(update={"env": config, "agent": settings}),
+        feature_config=requested.feature_config,
+        data=StoredData(**dict(data)),
+        checkpoint=Artifact(uri="runs:/tracking-1/checkpoints/last", sha256=sha256, size_bytes=1),
+        steps=512,
+        fingerprint=started.fingerprint,
+        trained_until=data.bounds.training.end,
+        parent=None,
+        root=None,
+        depth=0,
+    )
     policy = mlp_policy(read_policy(checkpoint, sha256), "tanh")
-    folder = package_model(policy, spec, datetime(2026, 11, 24, tzinfo=UTC), tmp_path / "model")
+    folder = package_model(policy, record, datetime(2026, 11, 24, tzinfo=UTC), tmp_path / "model")
 
     connection, name = MlflowConnection(mlflow_server.url), f"model-{uuid.uuid4().hex[:8]}"
     tracking_run = MlflowTracking(connection).open_run(str(uuid.uuid4()), {}, {})
@@ -87,6 +106,8 @@ def test_a_registered_model_decides_as_its_agent_in_a_process_without_us(
 
     windows, expected = _played(agent, market, config, frame)
     windows.to_parquet(tmp_path / "windows.parquet")
+    fetched = models.fetch(models.look_up(f"models:/{name}@candidate"), tmp_path / "fetched")
+    assert read_record(fetched) == record
     columns = _read_elsewhere(f"models:/{name}@candidate", mlflow_server.url, tmp_path)
     decided = pd.read_parquet(tmp_path / "decisions.parquet")
     assert columns == "rsi,trend,account_position,account_unrealised_return,account_bars_in_trade,account_drawdown"

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from stable_baselines3 import PPO
 
 from training_fsm.client.digest import folder_digest
+from training_fsm.client.model_folder import RECORD_FILE, read_record
 from training_fsm.core.agent import ACTIVATIONS
 from training_fsm.core.market_data import market_data
 from training_fsm.core.policy_export import (
@@ -24,9 +25,13 @@ from training_fsm.core.policy_export import (
 )
 from training_fsm.core.trading_env import TradingEnv
 from training_fsm.domain import events as e
-from training_fsm.domain.facts import ColumnNormalisation
+from training_fsm.domain.evolve import evolve
+from training_fsm.domain.facts import ColumnNormalisation, ModelRef
 from training_fsm.domain.hyperparameters import AgentSettings
+from training_fsm.domain.lineage import TrainingRecord
 from training_fsm.domain.request import EnvironmentConfig, PriceColumns
+from training_fsm.domain.states import State
+from training_fsm.service import model_lifecycle_service
 
 # MLflow warns about type hints of its own while it is imported.
 pytestmark = pytest.mark.filterwarnings("ignore:.*Any type hint is inferred as AnyType:UserWarning")
@@ -61,20 +66,28 @@ def _weights(agent: PPO) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture
-def spec_of(life: Callable[[str], tuple[e.Event, ...]]) -> Callable[..., ModelSpecification]:
-    """The specification of a run over three features, its environment as told."""
+def record_of(life: Callable[[str], tuple[e.Event, ...]]) -> Callable[..., TrainingRecord]:
+    """The record of a run over three features, its environment as told."""
 
-    def made(**env: object) -> ModelSpecification:
-        requested, frozen = (next(x for x in life("run-1") if isinstance(x, k)) for k in (e.RunRequested, e.DataFrozen))
-        assert isinstance(requested, e.RunRequested)
-        assert isinstance(frozen, e.DataFrozen)
+    def made(**env: object) -> TrainingRecord:
+        run = None
+        for event in life("run-1"):
+            run = evolve(run, "run-1", event, State.EVALUATING)
+        assert run is not None
+        record = model_lifecycle_service.record_of(run)
         columns = tuple(entry.column for entry in NORMALISATION)
-        frozen = frozen.model_copy(update={"observation_columns": columns, "normalisation": NORMALISATION[::-1]})
+        data = record.data.model_copy(update={"observation_columns": columns, "normalisation": NORMALISATION[::-1]})
         config = EnvironmentConfig.model_validate({"window": 2} | env)
-        request = requested.request.model_copy(update={"env": config})
-        return specification(request, frozen, requested.feature_config, "run-1")
+        request = record.request.model_copy(update={"env": config})
+        return record.model_copy(update={"data": data, "request": request})
 
     return made
+
+
+@pytest.fixture
+def spec_of(record_of: Callable[..., TrainingRecord]) -> Callable[..., ModelSpecification]:
+    """The specification of that run."""
+    return lambda **env: specification(record_of(**env))
 
 
 @pytest.mark.parametrize("activation", ["tanh", "relu", "elu", "leaky_relu"])
@@ -153,31 +166,27 @@ def test_rows_that_are_no_window_or_no_numbers_are_refused(spec_of: Callable[...
         policy.decide(example)
 
 
-def test_other_weights_and_taken_names_are_refused(
-    spec_of: Callable[..., ModelSpecification], life: Callable[[str], tuple[e.Event, ...]]
-) -> None:
+def test_other_weights_and_taken_names_are_refused(record_of: Callable[..., TrainingRecord]) -> None:
     """Weights of another kind of policy, and a feature called like a column of the account, cannot be exported."""
     with pytest.raises(ValueError, match="without action_net"):
         mlp_policy(
             {"mlp_extractor.policy_net.0.weight": np.zeros((1, 1)), "mlp_extractor.policy_net.0.bias": np.zeros(1)},
             "tanh",
         )
-    requested, frozen = life("run-1")[0], life("run-1")[5]
-    assert isinstance(requested, e.RunRequested)
-    assert isinstance(frozen, e.DataFrozen)
-    taken = frozen.model_copy(update={"observation_columns": ("rsi", "account_position")})
+    record = record_of()
+    taken = record.data.model_copy(update={"observation_columns": ("rsi", "account_position")})
     with pytest.raises(ValueError, match="account_position"):
-        specification(requested.request, taken, requested.feature_config, "run-1")
+        specification(record.model_copy(update={"data": taken}))
 
 
 def test_a_package_has_the_same_bytes_every_time_and_no_path_of_this_machine(
-    spec_of: Callable[..., ModelSpecification], tmp_path: Path
+    record_of: Callable[..., TrainingRecord], tmp_path: Path
 ) -> None:
     """Packaged in two places, and over a half-made folder, a model is the same, without pickle and our paths."""
-    spec, policy = spec_of(window=2), mlp_policy(_weights(_agent("tanh", [8], fields=10)), "tanh")
+    record, policy = record_of(window=2), mlp_policy(_weights(_agent("tanh", [8], fields=10)), "tanh")
     (tmp_path / "second" / "model" / "left").mkdir(parents=True)
-    first = package_model(policy, spec, MADE, tmp_path / "first" / "model")
-    second = package_model(policy, spec, MADE, tmp_path / "second" / "model")
+    first = package_model(policy, record, MADE, tmp_path / "first" / "model")
+    second = package_model(policy, record, MADE, tmp_path / "second" / "model")
     assert folder_digest(first) == folder_digest(second)
     assert [path.name for path in (tmp_path / "first").iterdir()] == ["model"]
     files = {path.relative_to(first).as_posix(): path.read_bytes() for path in first.rglob("*") if path.is_file()}
@@ -189,14 +198,27 @@ def test_a_package_has_the_same_bytes_every_time_and_no_path_of_this_machine(
     assert (written["run_id"], written["data_digest"]) == ("run-1", "f" * 64)
 
 
-def test_another_policy_has_another_digest(spec_of: Callable[..., ModelSpecification], tmp_path: Path) -> None:
-    """One altered weight is another model."""
-    spec, weights = spec_of(window=2), _weights(_agent("tanh", [8], fields=10))
-    digests = []
-    for change in (0.0, 1e-3):
-        altered = weights | {"action_net.bias": weights["action_net.bias"] + np.float32(change)}
-        digests.append(folder_digest(package_model(mlp_policy(altered, "tanh"), spec, MADE, tmp_path / "model")))
-    assert digests[0] != digests[1]
+def test_a_package_holds_its_whole_record(record_of: Callable[..., TrainingRecord], tmp_path: Path) -> None:
+    """What a child reads from the folder is what was put in, an ancestor of it included."""
+    parent = ModelRef(name="eurusd-ppo", version=3)
+    record = record_of(window=2).model_copy(update={"parent": parent, "root": parent, "depth": 1})
+    policy = mlp_policy(_weights(_agent("tanh", [8], fields=10)), "tanh")
+    folder = package_model(policy, record, MADE, tmp_path / "model")
+    assert read_record(folder) == record
+    described = (folder / "MLmodel").read_text()
+    assert "parent: eurusd-ppo/3" in described
+    assert f"uri: {RECORD_FILE}" in described
+
+
+def test_another_policy_or_record_has_another_digest(record_of: Callable[..., TrainingRecord], tmp_path: Path) -> None:
+    """One altered weight is another model, and so is one more step in its record."""
+    record, weights = record_of(window=2), _weights(_agent("tanh", [8], fields=10))
+    digests = set()
+    for change, steps in ((0.0, 1), (1e-3, 1), (0.0, 2)):
+        policy = mlp_policy(weights | {"action_net.bias": weights["action_net.bias"] + np.float32(change)}, "tanh")
+        told = record.model_copy(update={"steps": steps})
+        digests.add(folder_digest(package_model(policy, told, MADE, tmp_path / "model")))
+    assert len(digests) == 3
 
 
 def test_every_activation_of_a_request_can_be_exported() -> None:
