@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from training_fsm.domain import events as e
+from training_fsm.domain.continuation import inheritance, resolve
 from training_fsm.domain.decide import feature_request_id
 from training_fsm.domain.facts import (
     Artifact,
@@ -15,14 +16,18 @@ from training_fsm.domain.facts import (
     Fingerprint,
     Gaps,
     MetricBand,
+    ModelRef,
     PartBounds,
     SplitBounds,
     Verdict,
 )
-from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.lineage import Parent, TrainingRecord
+from training_fsm.domain.request import ContinueRequest, TrainingRequest
 from training_fsm.domain.run import Run
+from training_fsm.domain.timeframe import TimeRange
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+LATER = datetime(2018, 4, 1, tzinfo=UTC)
 
 
 @pytest.fixture
@@ -65,6 +70,96 @@ def life(request_fields: dict[str, object]) -> Callable[[str], tuple[e.Event, ..
         )
 
     return events_of
+
+
+@pytest.fixture
+def continued_life(
+    life: Callable[[str], tuple[e.Event, ...]],
+) -> Callable[[str, bool], tuple[e.Event, ...]]:
+    """From a run's id to the events of one that continues the model of `life`; `lacking` asks ingest for a part."""
+
+    def events_of(run_id: str, lacking: bool = False) -> tuple[e.Event, ...]:
+        requested, registered = life("parent")[0], life("parent")[-1]
+        assert isinstance(requested, e.RunRequested)
+        assert isinstance(requested.request, TrainingRequest)
+        assert isinstance(registered, e.ModelRegistered)
+        asked = ContinueRequest.model_validate(
+            {"mode": "continue", "parent": "models:/eurusd-ppo/3", "agent": {"seed": 1}, "range": {"end": LATER}}
+        )
+        resolved = resolve(asked, parent_of(life("parent")), NOON)
+        found: tuple[e.Event, ...] = (
+            e.FeaturesReady(request_id=e.FOUND_IN_FEAST, total_features_computed=0, success_details={}),
+        )
+        if lacking:
+            part = TimeRange(start=requested.request.range.end, end=LATER)
+            question = feature_request_id(run_id, 1)
+            found = (
+                e.FeaturesLacking(service="observation_space_EURUSD_4h_1.0.0_abc", ranges=(part,)),
+                e.FeaturesRequested(request_id=question, attempt=1, deadline=NOON, range=part),
+                e.FeatureRequestAnswered(request_id=question, status=202, words="accepted"),
+                e.FeaturesReady(request_id=question, total_features_computed=6, success_details={}),
+                e.RunClaimed(token=2, worker="worker-1", lease_s=60),
+            )
+        steps = resolved.parent.steps + resolved.request.agent.whole_timesteps
+        data = _frozen().model_copy(update={"digest": "e" * 64})
+        return (
+            e.RunRequested(request=asked, feature_config=None),
+            e.RunClaimed(token=1, worker="worker-1", lease_s=60),
+            resolved,
+            *found,
+            data,
+            e.TrainingStarted(
+                token=2 if lacking else 1,
+                fingerprint=_fingerprint(),
+                tracking_run_id="tracking-2",
+                step=resolved.parent.steps,
+                inheritance=inheritance(resolved.parent, resolved.request, data),
+            ),
+            e.CheckpointSaved(step=steps, **_file("checkpoints/last").model_dump(), curves=_file("curves/last")),
+            e.TrainingFinished(checkpoint="a" * 64, steps=steps),
+            _evaluated(),
+            e.RegistrationIntended(key=f"{run_id}/1"),
+            e.ModelRegistered(
+                name=registered.name,
+                version=registered.version + 1,
+                digest="e" * 64,
+                parent=resolved.parent.model,
+                root=resolved.parent.root,
+                depth=resolved.parent.depth,
+            ),
+        )
+
+    return events_of
+
+
+def parent_of(events: tuple[e.Event, ...]) -> Parent:
+    """The registered model of a life, as the registry gives it to a child."""
+    requested, registered = events[0], events[-1]
+    assert isinstance(requested, e.RunRequested)
+    assert isinstance(registered, e.ModelRegistered)
+    assert isinstance(requested.request, TrainingRequest)
+    assert requested.feature_config is not None
+    record = TrainingRecord(
+        run_id="parent",
+        request=requested.request,
+        feature_config=requested.feature_config,
+        data=_frozen(),
+        checkpoint=_file("checkpoints/last"),
+        steps=requested.request.agent.whole_timesteps,
+        fingerprint=_fingerprint(),
+        trained_until=NOON,
+        parent=None,
+        root=None,
+        depth=0,
+    )
+    return Parent(
+        kind="training_fsm",
+        model=ModelRef(name=registered.name, version=registered.version),
+        digest=registered.digest,
+        checkpoint=record.checkpoint,
+        steps=record.steps,
+        record=record,
+    )
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol
 
 from training_fsm.domain.events import Event, MessageDeadLettered
-from training_fsm.domain.facts import Artifact
+from training_fsm.domain.facts import Artifact, ModelRef
 from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.request import TrainingRequest
 from training_fsm.domain.run import Run
+from training_fsm.domain.timeframe import TimeRange
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +126,13 @@ class Ingest(Protocol):
     """The ingest service."""
 
     def request_features(
-        self, request_id: str, request: TrainingRequest, feature_config: FeatureConfigVersionInfo
+        self,
+        request_id: str,
+        wanted: TimeRange,
+        request: TrainingRequest,
+        feature_config: FeatureConfigVersionInfo,
     ) -> IngestAnswer:
-        """Ask for data and features.
+        """Ask for data and features of a range.
 
         Raises IngestRefused on a 4xx with ingest's words, OutsideUnavailable on 5xx, time-outs and no connection.
         """
@@ -187,8 +192,37 @@ class RegisteredVersion:
     digest: str
 
 
+@dataclass(frozen=True, slots=True)
+class FoundModel:
+    """A model to continue, or a champion, as the registry has it; the version is pinned by this look."""
+
+    model: ModelRef | None
+    """None for a file of a tracking run that is no version."""
+    location: str
+    """Where its files are, for `fetch`."""
+    digest: str | None
+    """sha256 of its folder as the registry's tag says it; None where nobody of ours registered it."""
+    agent: str | None
+    """The algorithm, as its tag says it."""
+
+
 class Models(Protocol):
     """The model registry."""
+
+    def look_up(self, parent: str) -> FoundModel:
+        """What `models:/NAME/VERSION`, `models:/NAME@ALIAS`, `runs:/RUN/PATH` or the id of a run names.
+
+        A run's id, ours or MLflow's, names the newest version that was registered from it.
+        Raises ParentMissing, OutsideUnavailable.
+        """
+        ...
+
+    def fetch(self, found: FoundModel, into: Path) -> Path:
+        """Bring its files, or its one file, into a folder that is empty or not there; where they lie then.
+
+        Raises ParentMissing where they are gone, OutsideUnavailable.
+        """
+        ...
 
     def find(self, name: str, key: str) -> RegisteredVersion | None:
         """The version that carries this idempotency key, if any."""

@@ -93,6 +93,10 @@ class Settings(BaseSettings):
     child_silence_s: float = Field(default=900, gt=0)
     """A training child that says nothing for so long is hung, and killed; an update says nothing until it is done."""
 
+    trusted_model_digests: frozenset[str] = frozenset()
+    """sha256 of Stable-Baselines3 zips that may be continued whole, as a JSON list. To read such a file whole is to run
+    what is pickled in it; of all others only the weights are read."""
+
     log_format: Literal["console", "json"] = "console"
     """Lines for people, or one JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

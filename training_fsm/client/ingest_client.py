@@ -12,7 +12,7 @@ from training_fsm.domain.errors import IngestRefused, OutsideUnavailable
 from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.model import Model
 from training_fsm.domain.request import TrainingRequest
-from training_fsm.domain.timeframe import Timeframe, UtcTime
+from training_fsm.domain.timeframe import Timeframe, TimeRange, UtcTime
 from training_fsm.ports import IngestAnswer
 
 BASE_URL = "http://localhost:8080/api/v1"
@@ -95,9 +95,13 @@ class IngestClient:
         self._http.close()
 
     def request_features(
-        self, request_id: str, request: TrainingRequest, feature_config: FeatureConfigVersionInfo
+        self,
+        request_id: str,
+        wanted: TimeRange,
+        request: TrainingRequest,
+        feature_config: FeatureConfigVersionInfo,
     ) -> IngestAnswer:
-        """Ask for data and features under our own request id.
+        """Ask for data and features of a range, under our own request id.
 
         Raises IngestRefused on a 4xx, with ingest's words, and on a redirect; OutsideUnavailable where asking again may
         help: 408, 429, 5xx, time-outs, no connection, and a 2xx whose body is not ingest's.
@@ -107,8 +111,8 @@ class IngestClient:
             base_timeframe=request.base_timeframe,
             target_timeframes=(request.timeframe,),
             feature_config_version_info=feature_config,
-            start_time=request.range.start,
-            end_time=request.range.end,
+            start_time=wanted.start,
+            end_time=wanted.end,
             request_id=request_id,
         )
         response, text = self._post(asked.model_dump_json().encode())

@@ -12,7 +12,7 @@ from training_fsm.core.accounting import Account, Trade
 from training_fsm.core.market_data import MarketData, market_data
 from training_fsm.core.statistics import bootstrap_bands, curve_statistics, simple_returns, trade_statistics
 from training_fsm.core.trading_env import Observation, TradingEnv
-from training_fsm.domain.events import DataFrozen
+from training_fsm.domain.facts import FrozenData
 from training_fsm.domain.metrics import CURVE_METRICS, BacktestNumbers, TradeOutcome
 from training_fsm.domain.request import EnvironmentConfig, TrainingRequest
 
@@ -133,7 +133,7 @@ def backtest_numbers(backtest: Backtest, periods_per_year: float, seed: int) -> 
 class HeldOutBacktester:
     """Backtests a policy on the test part of a frozen frame; keeps the pass for the report."""
 
-    def __init__(self, policy: Policy, frame: pd.DataFrame, frozen: DataFrozen) -> None:
+    def __init__(self, policy: Policy, frame: pd.DataFrame, frozen: FrozenData) -> None:
         self._policy, self._frame, self._frozen = policy, frame, frozen
         self.result: Backtest | None = None
 

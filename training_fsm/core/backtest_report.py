@@ -8,30 +8,23 @@ from plotly.subplots import make_subplots  # type: ignore[import-untyped]
 
 from training_fsm.client.digest import file_digest
 from training_fsm.core.backtest import Backtest
-from training_fsm.domain.facts import MetricBand, Verdict
-from training_fsm.domain.model import Model
-from training_fsm.service.backtesting_evaluation_service import Evaluation
+from training_fsm.domain.facts import Judgement
 
 SUMMARY = "backtest.json"
 _POINTS_PLOTTED = 20_000
 
 
-class BacktestSummary(Model):
+class BacktestSummary(Judgement):
     """What the summary file holds; its own digest covers the other files through theirs."""
 
     run_id: str
-    passed: bool
-    metrics: dict[str, float]
-    bands: tuple[MetricBand, ...]
-    gate: tuple[Verdict, ...]
-    validations: tuple[Verdict, ...]
     breach: str | None
     bars: int
     files: dict[str, str]
     """sha256 of each other file of the report."""
 
 
-def write_report(folder: Path, run_id: str, backtest: Backtest, evaluation: Evaluation) -> tuple[Path, ...]:
+def write_report(folder: Path, run_id: str, backtest: Backtest, judgement: Judgement) -> tuple[Path, ...]:
     """Write equity.parquet, trades.parquet, backtest.html and, last, backtest.json; returns the paths in this order."""
     folder.mkdir(parents=True, exist_ok=True)
     equity, trades, plot = folder / "equity.parquet", folder / "trades.parquet", folder / "backtest.html"
@@ -41,11 +34,7 @@ def write_report(folder: Path, run_id: str, backtest: Backtest, evaluation: Eval
     _figure(backtest, run_id).write_html(plot, include_plotlyjs=True, div_id="backtest")
     summary = BacktestSummary(
         run_id=run_id,
-        passed=evaluation.passed,
-        metrics=evaluation.metrics,
-        bands=evaluation.bands,
-        gate=evaluation.gate,
-        validations=evaluation.validations,
+        **dict(judgement),
         breach=backtest.breach,
         bars=len(backtest.curve),
         files={path.name: file_digest(path) for path in (equity, trades, plot)},

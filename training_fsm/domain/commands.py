@@ -5,7 +5,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from training_fsm.domain.model import Model
-from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.request import Request
 
 RUN_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -21,7 +21,7 @@ class RequestTraining(Command):
     """Start a run; on the wire the request's fields stand beside `type` and `run_id`."""
 
     type = "request_training"
-    request: TrainingRequest
+    request: Request
 
 
 class CancelRun(Command):

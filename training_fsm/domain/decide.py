@@ -1,5 +1,6 @@
 """Run + wish or news -> events. Pure: time, ids and jitter come in with the call."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import assert_never
@@ -12,8 +13,10 @@ from training_fsm.domain.facts import Failure
 from training_fsm.domain.machine import destination
 from training_fsm.domain.notifications import Notification, PreprocessCompleted, PreprocessFailed
 from training_fsm.domain.policy import Policy
+from training_fsm.domain.request import TrainingRequest
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
+from training_fsm.domain.timeframe import TimeRange
 
 # Never change it: ids of runs and of requests to ingest follow from it.
 NAMESPACE = UUID("6f1d2b4e-6f0c-5a7e-9d6b-0a1f4c2d8e11")
@@ -42,7 +45,8 @@ def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> 
         case RequestTraining(run_id=run_id, request=request):
             if run is not None:
                 return Refusal(f"run_id: {run_id} exists already, in state {run.state.value}")
-            config = request.features.versioned(now)
+            whole = request if isinstance(request, TrainingRequest) else None
+            config = whole.features.versioned(now) if whole is not None else None
             requested = e.RunRequested(request=request, feature_config=config)
             size = len(requested.model_dump_json().encode())
             if size > EVENT_BYTES_MAX:
@@ -50,6 +54,8 @@ def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> 
                 return Refusal(
                     f"request: expected at most {EVENT_BYTES_MAX} bytes with all defaults, {words}; got {size}"
                 )
+            if whole is None:
+                return (requested,)  # a worker looks for the parent first
             return (requested, _ask(run_id, attempt=1, now=now, policy=policy))
         case _ if run is None:
             return Refusal(f"run_id: there is no run {command.run_id}")
@@ -71,19 +77,36 @@ def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> 
 
 
 def _again(run: Run, now: datetime, policy: Policy) -> Events:
+    if run.failed_from is State.REQUESTED and run.continues is None:
+        return (_ask(run.run_id, 1, now, policy),)
     if run.failed_from is not State.AWAITING_FEATURES:
         return ()
     if run.features_ready is not None:
         return (run.features_ready,)
-    attempt = 1 if run.features is None else run.features.attempt + 1
-    return (_ask(run.run_id, attempt, now, policy),)
+    if run.features is None:
+        return ()  # a worker looks into Feast again
+    return (_ask(run.run_id, run.features.attempt + 1, now, policy, run.features.range),)
 
 
-def _ask(run_id: str, attempt: int, now: datetime, policy: Policy) -> e.FeaturesRequested:
+def _ask(
+    run_id: str, attempt: int, now: datetime, policy: Policy, lacking: TimeRange | None = None
+) -> e.FeaturesRequested:
     return e.FeaturesRequested(
         request_id=feature_request_id(run_id, attempt),
         attempt=attempt,
         deadline=now + timedelta(seconds=policy.features_deadline_s),
+        range=lacking,
+    )
+
+
+def looked_up(run: Run, service: str, lacking: Sequence[TimeRange], now: datetime, policy: Policy) -> Events:
+    """What a look into Feast leads to for a continued run: it can train, or ingest is asked for what is lacking."""
+    if not lacking:
+        return (e.FeaturesReady(request_id=e.FOUND_IN_FEAST, total_features_computed=0, success_details={}),)
+    whole = TimeRange(start=min(part.start for part in lacking), end=max(part.end for part in lacking))
+    return (
+        e.FeaturesLacking(service=service, ranges=tuple(lacking)),
+        _ask(run.run_id, 1, now, policy, whole),
     )
 
 
@@ -151,7 +174,7 @@ def failed(run: Run, reason: Failure, *, passing: bool, now: datetime, policy: P
     While features are asked for, the deadline alone bounds the attempts.
     """
     attempt = run.attempts_failed + 1
-    bounded = run.state is not State.AWAITING_FEATURES
+    bounded = run.state is not State.AWAITING_FEATURES or run.features is None
     if not passing or (bounded and attempt >= policy.attempts_max):
         return (e.RunFailed(reason=reason, failed_from=run.state),)
     retry_at = policy.retry_at(now, attempt, jitter)

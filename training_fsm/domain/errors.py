@@ -5,6 +5,7 @@ TrainingFsmError
 │   └── LeaseLost         another worker holds the run
 ├── TransitionRefused     the machine has no such arrow
 ├── IngestRefused         ingest said no, in its words
+├── ChampionMoved         another version became champion since the contest
 ├── OutsideUnavailable    a service did not answer; trying again may help
 └── WithFailure           no other try will help; carries what RunFailed will say
     ├── ArtifactDamaged       stored bytes are gone or not those that the log names
@@ -12,6 +13,9 @@ TrainingFsmError
     ├── DataUnusable          the rows are there and cannot be trained on
     ├── DeviceUnavailable     this machine lacks the device that the request names
     ├── TrainingDiverged      a loss, reward or weight is not finite
+    ├── ParentMissing         the model version to continue is not there, or holds nothing to continue
+    ├── ParentUnfit           parent and request do not fit together
+    ├── DataDrifted           the feature store gives other values than the parent was trained on
     └── ResumeImpossible      a checkpoint does not fit the request or this machine
 """
 
@@ -32,6 +36,10 @@ class LeaseLost(Conflict):
 
 class TransitionRefused(TrainingFsmError):
     """The machine has no such arrow from this state."""
+
+
+class ChampionMoved(TrainingFsmError):
+    """Another version became champion since the contest: the challenger is to be judged against that one."""
 
 
 class IngestRefused(TrainingFsmError):
@@ -68,6 +76,18 @@ class FeaturesMissing(WithFailure):
 
 class DataUnusable(WithFailure):
     """The rows are there and cannot be trained on; the failure names column and time."""
+
+
+class ParentMissing(WithFailure):
+    """The model version to continue is not there, or holds nothing that can be continued."""
+
+
+class ParentUnfit(WithFailure):
+    """Parent and request do not fit together; the failure names the fields, with both sides."""
+
+
+class DataDrifted(WithFailure):
+    """The feature store gives other values than the parent was trained on; the failure names where first."""
 
 
 class ResumeImpossible(WithFailure):

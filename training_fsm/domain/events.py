@@ -7,19 +7,21 @@ from pydantic import JsonValue
 
 from training_fsm.domain.facts import (
     Artifact,
-    ColumnNormalisation,
     Failure,
     Fingerprint,
-    Gaps,
-    MetricBand,
-    SplitBounds,
-    Verdict,
+    Judgement,
+    ModelRef,
+    StoredData,
 )
 from training_fsm.domain.features import FeatureConfigVersionInfo
+from training_fsm.domain.lineage import Change, Inheritance, Parent
 from training_fsm.domain.model import Model
-from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.request import Request, TrainingRequest
 from training_fsm.domain.states import State
-from training_fsm.domain.timeframe import UtcTime
+from training_fsm.domain.timeframe import TimeRange, UtcTime
+
+FOUND_IN_FEAST = "found in Feast"
+"""Stands in FeaturesReady for a request id where nobody was asked."""
 
 
 class Event(Model):
@@ -36,8 +38,27 @@ class Event(Model):
 class RunRequested(Event):
     """A run was asked for; everything it will do follows from this request."""
 
+    request: Request
+    feature_config: FeatureConfigVersionInfo | None
+    """None in mode continue: it is the parent's."""
+
+
+class ParentResolved(Event):
+    """The model version to continue was found, and what is trained follows from it and the request."""
+
+    parent: Parent
     request: TrainingRequest
+    """Complete: the parent's, with what the asker changes."""
     feature_config: FeatureConfigVersionInfo
+    changes: tuple[Change, ...]
+    """Where the request differs from the parent's; all of it where the parent has none."""
+
+
+class FeaturesLacking(Event):
+    """The feature store has not all that a continued run needs; ingest is asked for it."""
+
+    service: str
+    ranges: tuple[TimeRange, ...]
 
 
 class FeaturesRequested(Event):
@@ -46,6 +67,8 @@ class FeaturesRequested(Event):
     request_id: str
     attempt: int
     deadline: UtcTime
+    range: TimeRange | None = None
+    """Absent: the request's whole range."""
 
 
 class FeatureRequestAnswered(Event):
@@ -60,6 +83,7 @@ class FeaturesReady(Event):
     """Preprocess says that the features are there; the worker looks for itself."""
 
     request_id: str
+    """`found in Feast` where a continued run's features were all there, and nobody was asked."""
     total_features_computed: int
     success_details: dict[str, JsonValue]
 
@@ -72,20 +96,8 @@ class RunClaimed(Event):
     lease_s: float
 
 
-class DataFrozen(Event):
+class DataFrozen(StoredData, Event):
     """The run's rows were checked and stored by content; nothing reads the feature store again."""
-
-    artifact: Artifact
-    digest: str
-    """sha256 over the columns' canonical bytes; independent of the file's encoding."""
-    rows: int
-    warmup_rows: int
-    gaps: Gaps
-    periods_per_year: float
-    observation_columns: tuple[str, ...]
-    bounds: SplitBounds
-    normalisation: tuple[ColumnNormalisation, ...]
-    warnings: tuple[str, ...] = ()
 
 
 class TrainingStarted(Event):
@@ -94,6 +106,10 @@ class TrainingStarted(Event):
     token: int
     fingerprint: Fingerprint
     tracking_run_id: str
+    step: int = 0
+    """Environment steps that the parent had done."""
+    inheritance: Inheritance | None = None
+    """What of the parent's training goes on, and what begins anew; None from scratch."""
 
 
 class TrainingResumed(Event):
@@ -132,14 +148,9 @@ class TrainingFinished(Event):
     steps: int
 
 
-class EvaluationFinished(Event):
+class EvaluationFinished(Judgement, Event):
     """The backtest on the test part, and what the gate says of it."""
 
-    metrics: dict[str, float]
-    bands: tuple[MetricBand, ...]
-    gate: tuple[Verdict, ...]
-    validations: tuple[Verdict, ...]
-    passed: bool
     report: Artifact
 
 
@@ -155,6 +166,21 @@ class ModelRegistered(Event):
     name: str
     version: int
     digest: str
+    parent: ModelRef | None = None
+    root: ModelRef | None = None
+    """First of the line; None where this model is it, or its first parent is in no registry."""
+    depth: int = 0
+    """Generations since the root."""
+
+
+class ChampionPromoted(Event):
+    """A version became its model's champion; in stream `model-<name>`, whose versions are compared and set."""
+
+    name: str
+    version: int
+    digest: str
+    run_id: str
+    supersedes: int | None
 
 
 class ModelRejected(Event):

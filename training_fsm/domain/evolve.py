@@ -1,6 +1,7 @@
 """Run + event -> run. Takes the state from the record and never asks the machine: old history must always fold."""
 
 from training_fsm.domain import events as e
+from training_fsm.domain.request import ContinueRequest, TrainingRequest
 from training_fsm.domain.run import Checkpoint, FeatureRequest, Run
 from training_fsm.domain.states import State
 
@@ -13,7 +14,15 @@ def evolve(run: Run | None, run_id: str, event: e.Event, to_state: State) -> Run
     if run is None:
         if not isinstance(event, e.RunRequested):
             raise ValueError(f"run {run_id}: the first event must be run_requested, got {event.type()}")
-        return Run(run_id=run_id, version=1, state=to_state, request=event.request, feature_config=event.feature_config)
+        asked = event.request
+        return Run(
+            run_id=run_id,
+            version=1,
+            state=to_state,
+            request=asked if isinstance(asked, TrainingRequest) else None,
+            feature_config=event.feature_config,
+            continues=asked if isinstance(asked, ContinueRequest) else None,
+        )
     return run.model_copy(update={"version": run.version + 1, "state": to_state, **_changes(run, event)})
 
 
@@ -22,9 +31,11 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
     if run.state is not State.FAILED:  # what ended a run stays said, also when its features come too late
         progress["failure"] = None
     match event:
-        case e.FeaturesRequested(request_id=request_id, attempt=attempt, deadline=deadline):
-            question = FeatureRequest(request_id=request_id, attempt=attempt, deadline=deadline)
-            return {"features": question, "features_ready": None, **progress}
+        case e.ParentResolved(parent=parent, request=request, feature_config=feature_config):
+            return {"parent": parent, "request": request, "feature_config": feature_config, **progress}
+        case e.FeaturesRequested():
+            question = FeatureRequest(**event.model_dump())
+            return {"features": question, "features_ready": None, "worker": None, **progress}
         case e.FeatureRequestAnswered():
             assert run.features is not None, "an answer needs a question"
             return {"features": run.features.model_copy(update={"accepted": True}), **progress}

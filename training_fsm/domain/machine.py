@@ -13,11 +13,13 @@ AWAITING, TRAINING, EVALUATING = State.AWAITING_FEATURES, State.TRAINING, State.
 ROWS: tuple[tuple[type[e.Event], tuple[State, ...], State | None], ...] = (
     # event, from, to (None: stays)
     (e.RunRequested, (State.NEW,), State.REQUESTED),
+    (e.ParentResolved, (State.REQUESTED,), AWAITING),
+    (e.FeaturesLacking, (AWAITING,), None),
     (e.FeaturesRequested, (State.REQUESTED, AWAITING), AWAITING),
     (e.FeatureRequestAnswered, (AWAITING,), None),
     (e.FeaturesReady, (AWAITING,), TRAINING),
     (e.FeaturesReady, (State.FAILED,), None),  # too late, but kept: retry_run uses it
-    (e.RunClaimed, tuple(sorted(WORK)), None),
+    (e.RunClaimed, (State.REQUESTED, AWAITING, *sorted(WORK)), None),
     (e.DataFrozen, (TRAINING,), None),
     (e.TrainingStarted, (TRAINING,), None),
     (e.TrainingResumed, (TRAINING,), None),
@@ -27,10 +29,11 @@ ROWS: tuple[tuple[type[e.Event], tuple[State, ...], State | None], ...] = (
     (e.RegistrationIntended, (EVALUATING,), None),
     (e.ModelRegistered, (EVALUATING,), State.REGISTERED),
     (e.ModelRejected, (EVALUATING,), State.REJECTED),
-    (e.AttemptFailed, (AWAITING, TRAINING, EVALUATING), None),
+    (e.AttemptFailed, (State.REQUESTED, AWAITING, TRAINING, EVALUATING), None),
     (e.RunFailed, NOT_ENDED, State.FAILED),
     (e.RunCancelled, NOT_ENDED, State.CANCELLED),
-    (e.RunRetried, (State.FAILED,), AWAITING),  # the guard: back to the state it failed in
+    (e.RunRetried, (State.FAILED,), State.REQUESTED),  # the guard: back to the state it failed in
+    (e.RunRetried, (State.FAILED,), AWAITING),
     (e.RunRetried, (State.FAILED,), TRAINING),
     (e.RunRetried, (State.FAILED,), EVALUATING),
 )

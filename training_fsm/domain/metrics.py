@@ -45,6 +45,12 @@ def known_metric(name: str) -> str:
     return name
 
 
+LOWER_IS_BETTER = frozenset(
+    {"annual_volatility_fraction", "max_drawdown_fraction", "max_consecutive_losses", "turnover", "costs"}
+)
+"""Metrics of loss and cost: a challenger must be below the champion's."""
+
+
 @dataclass(frozen=True, slots=True)
 class TradeOutcome:
     """What one trade brought, in account currency, its costs paid."""

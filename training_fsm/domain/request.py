@@ -1,11 +1,15 @@
 """A training request, as a user writes it: one page, every field with its unit."""
 
-from typing import Literal, Self
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
+from pydantic_core import from_json
 
+from training_fsm.domain.changes import Changes, changes_of, merged
 from training_fsm.domain.features import FeatureConfigRequest
-from training_fsm.domain.hyperparameters import AgentSettings
+from training_fsm.domain.hyperparameters import AgentSettings, PPOHyperparameters
 from training_fsm.domain.metrics import known_metric
 from training_fsm.domain.model import Model
 from training_fsm.domain.timeframe import Timeframe, TimeRange, UtcTime
@@ -124,19 +128,34 @@ class ValidationSpec(Model):
         return self
 
 
+class ChampionRule(Model):
+    """The model must beat its name's champion, on the same bars, of which neither was trained on any."""
+
+    metric: str = Field(default="sharpe", min_length=1)
+    margin: float = Field(default=0.0, ge=0)
+    """By more than so much, in the metric's unit; a metric of loss or cost must be lower by more than that."""
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        known_metric(self.metric)
+        return self
+
+
 class EvaluationSettings(Model):
     """How the test part judges the model."""
 
     gate: tuple[GateRule, ...] = Field(default=(), max_length=50)
+    champion: ChampionRule | None = None
+    """Absent: the model is no challenger, and becomes no champion."""
     validations: tuple[ValidationSpec, ...] = Field(default=(), max_length=50)
     periods_per_year: float | None = Field(default=None, gt=0)
     """Bars per year for annualised numbers; absent: counted from the data."""
 
 
 class TrainingRequest(Model):
-    """A run from scratch, complete."""
+    """A complete request: as a user writes it for a run from scratch, or a continued one's, all inherited filled in."""
 
-    mode: Literal["from_scratch"]
+    mode: Literal["from_scratch", "continue"]
     model: str = Field(pattern=NAME)
     """Registered model name in MLflow."""
     symbol: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$")
@@ -172,3 +191,80 @@ class TrainingRequest(Model):
         if self.split.embargo_bars is not None:
             return self.split.embargo_bars
         return max(self.env.window, self.env.max_time_in_trade or 0, 1)
+
+
+MERGED: frozenset[type[Model]] = frozenset(
+    {TimeRange, DataSettings, PriceColumns, EnvironmentConfig, AgentSettings, PPOHyperparameters, EvaluationSettings}
+)
+"""Parts of a request that a continued one changes field by field; split, features and lists it replaces whole."""
+
+if TYPE_CHECKING:
+    _RequestChanges = Changes
+else:
+    _RequestChanges = changes_of(TrainingRequest, MERGED, frozenset({"mode"}))
+
+_MODEL_URI = re.compile(r"models:/(?P<name>[^/@]+)(/(?P<version>[1-9][0-9]{0,8})|@(?P<alias>[A-Za-z0-9._-]{1,100}))")
+_RUN_URI = re.compile(r"runs:/(?P<run>[A-Za-z0-9]{1,64})/(?P<path>[^\x00-\x1f\\]{1,500})")
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PARENTS = (
+    "models:/NAME/VERSION, models:/NAME@ALIAS, the id of a run, or runs:/MLFLOW_RUN/PATH of a Stable-Baselines3 zip"
+)
+
+
+class ContinueRequest(_RequestChanges):
+    """A run that goes on from a model version: its parent, and only what changes; what is absent is inherited."""
+
+    mode: Literal["continue"]
+    parent: str = Field(min_length=1, max_length=600)
+    accept_drift: bool = False
+    """Train although the feature store now gives other values for bars that the parent was trained on."""
+
+    @field_validator("parent")
+    @classmethod
+    def _names_a_model(cls, value: str) -> str:
+        path = _RUN_URI.fullmatch(value)
+        if path and ".." in path["path"].split("/"):
+            raise ValueError(f"expected {_PARENTS}; got {value!r}")
+        if not (path or _MODEL_URI.fullmatch(value) or _RUN_ID.fullmatch(value)):
+            raise ValueError(f"expected {_PARENTS}; got {value!r}")
+        return value
+
+    @property
+    def changes(self) -> dict[str, JsonValue]:
+        """What the asker gives, as JSON."""
+        given: dict[str, JsonValue] = self.model_dump(mode="json")
+        return {name: value for name, value in given.items() if name not in ("mode", "parent", "accept_drift")}
+
+    @property
+    def model_name(self) -> str | None:
+        """The name that the child will have, as far as the request alone says it."""
+        named = _MODEL_URI.fullmatch(self.parent)
+        given = self.changes.get("model") or (named["name"] if named else None)
+        return None if given is None else str(given)
+
+
+def completed(asked: ContinueRequest, inherited: Mapping[str, JsonValue]) -> TrainingRequest:
+    """The complete request: what is inherited, with what the asker changes.
+
+    Raises pydantic.ValidationError where the two do not fit together, or something is in neither.
+    """
+    fields = merged(TrainingRequest, inherited, asked.changes, MERGED) | {"mode": asked.mode}
+    return TrainingRequest.model_validate(fields)
+
+
+def _mode(value: object) -> str:
+    mode = value.get("mode") if isinstance(value, dict) else getattr(value, "mode", None)
+    return "continue" if mode == "continue" and not isinstance(value, TrainingRequest) else "from_scratch"
+
+
+Request = Annotated[
+    Annotated[TrainingRequest, Tag("from_scratch")] | Annotated[ContinueRequest, Tag("continue")], Discriminator(_mode)
+]
+"""What a user may ask for."""
+
+
+def read_request(text: str) -> TrainingRequest | ContinueRequest:
+    """A request in JSON, of either mode. Raises pydantic.ValidationError."""
+    fields = from_json(text)
+    kind = ContinueRequest if isinstance(fields, dict) and fields.get("mode") == "continue" else TrainingRequest
+    return kind.model_validate_json(text, strict=True)

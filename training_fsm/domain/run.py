@@ -1,12 +1,15 @@
 """The aggregate: what the events of one run add up to."""
 
+from typing import NamedTuple
+
 from training_fsm.domain.events import DataFrozen, EvaluationFinished, FeaturesReady, ModelRegistered
 from training_fsm.domain.facts import Artifact, Failure, Fingerprint
 from training_fsm.domain.features import FeatureConfigVersionInfo
+from training_fsm.domain.lineage import Parent
 from training_fsm.domain.model import Model
-from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.request import ContinueRequest, TrainingRequest
 from training_fsm.domain.states import ENDS, WORK, State
-from training_fsm.domain.timeframe import UtcTime
+from training_fsm.domain.timeframe import TimeRange, UtcTime
 
 
 class FeatureRequest(Model):
@@ -15,6 +18,8 @@ class FeatureRequest(Model):
     request_id: str
     attempt: int
     deadline: UtcTime
+    range: TimeRange | None = None
+    """Absent: the request's whole range."""
     accepted: bool = False
 
 
@@ -26,14 +31,25 @@ class Checkpoint(Model):
     curves: Artifact | None = None
 
 
+class Plan(NamedTuple):
+    """What is trained, complete, whichever mode it was asked in."""
+
+    request: TrainingRequest
+    feature_config: FeatureConfigVersionInfo
+
+
 class Run(Model):
     """One training run as of `version`; immutable, made by `evolve` only."""
 
     run_id: str
     version: int
     state: State
-    request: TrainingRequest
-    feature_config: FeatureConfigVersionInfo
+    request: TrainingRequest | None
+    """What is trained; None until a continued run's parent is resolved."""
+    feature_config: FeatureConfigVersionInfo | None
+    continues: ContinueRequest | None = None
+    """What the user asked for in mode continue."""
+    parent: Parent | None = None
     features: FeatureRequest | None = None
     features_ready: FeaturesReady | None = None
     """The completion that came, also when it came too late; `retry_run` uses it."""
@@ -55,22 +71,61 @@ class Run(Model):
     failed_from: State | None = None
 
     @property
+    def plan(self) -> Plan:
+        """What is trained; to be asked for only once a continued run's parent is resolved."""
+        assert self.request is not None, "nothing is trained before the parent is resolved"
+        assert self.feature_config is not None, "it comes with the request"
+        return Plan(self.request, self.feature_config)
+
+    @property
     def ended(self) -> bool:
         """Nothing moves it on by itself."""
         return self.state in ENDS
 
     @property
+    def looks_up(self) -> bool:
+        """A worker is to look something up before anything is trained: the parent, or what Feast has."""
+        if self.continues is None:
+            return False
+        return self.state is State.REQUESTED or (self.state is State.AWAITING_FEATURES and self.features is None)
+
+    @property
     def claimable(self) -> bool:
         """There is work for a worker, now or after `retry_at`."""
-        return self.state in WORK
+        return self.state in WORK or self.looks_up
+
+    @property
+    def model(self) -> str:
+        """Registered model name; empty while a continued run has not resolved its parent and does not say it."""
+        if self.request is not None:
+            return self.request.model
+        return (self.continues and self.continues.model_name) or ""
+
+    @property
+    def symbol(self) -> str:
+        """Empty until it is known, as `model`."""
+        return "" if self.request is None else self.request.symbol
+
+    @property
+    def timeframe(self) -> str:
+        """Empty until it is known, as `model`."""
+        return "" if self.request is None else self.request.timeframe.value
+
+    @property
+    def first_step(self) -> int:
+        """Environment steps that the parent had done; where this run's begin."""
+        return 0 if self.parent is None else self.parent.steps
+
+    @property
+    def last_step(self) -> int | None:
+        """Environment step at which the training ends."""
+        return None if self.request is None else self.first_step + self.request.agent.whole_timesteps
 
     @property
     def due_at(self) -> UtcTime | None:
         """Not before then is there anything to do for whoever moves this state on."""
-        match self.state:
-            case State.AWAITING_FEATURES if self.features is not None:
-                return self.features.deadline if self.features.accepted else self.retry_at
-            case State.TRAINING | State.EVALUATING:
-                return self.retry_at
-            case _:
-                return None
+        if self.claimable:
+            return self.retry_at
+        if self.state is State.AWAITING_FEATURES and self.features is not None:
+            return self.features.deadline if self.features.accepted else self.retry_at
+        return None

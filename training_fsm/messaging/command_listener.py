@@ -11,7 +11,7 @@ from training_fsm.domain.commands import COMMAND_TYPES, RUN_ID, Command, Request
 from training_fsm.domain.decide import NAMESPACE
 from training_fsm.domain.explain import explain
 from training_fsm.domain.inbound import CommandMalformed, CommandReceived, Inbound
-from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.request import read_request
 from training_fsm.messaging.message import Message, dead_letter
 from training_fsm.messaging.strict_json import parse, wrong_text
 
@@ -133,8 +133,7 @@ def _command(envelope: _Envelope, run_id: str) -> Command:
     fields = {name: value for name, value in envelope.data.items() if name != "run_id"}
     try:
         if command is RequestTraining:
-            request = TrainingRequest.model_validate_json(json.dumps(fields), strict=True)
-            return RequestTraining(run_id=run_id, request=request)
+            return RequestTraining(run_id=run_id, request=read_request(json.dumps(fields)))
         return command.model_validate_json(json.dumps(fields | {"run_id": run_id}), strict=True)
     except ValidationError as error:
         raise _Malformed("; ".join(explain(error)), run_id) from error

@@ -46,9 +46,9 @@ def to_messages(event: StoredEvent, topics: Topics) -> list[Outgoing]:
 
 
 def _subject(event: StoredEvent) -> str:
-    """The run's id, or the command's."""
+    """The run's id, the model's name, or the command's id."""
     kind, _, rest = event.stream.partition("-")
-    return rest if kind == "run" else str(json.loads(event.payload).get("command_id", rest))
+    return rest if kind in ("run", "model") else str(json.loads(event.payload).get("command_id", rest))
 
 
 def _value(event: StoredEvent) -> bytes:

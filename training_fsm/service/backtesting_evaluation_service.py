@@ -1,13 +1,11 @@
 """Whether a trained model is good enough: the gate's bounds and the family's validations on a backtest's numbers."""
 
 import math
-from dataclasses import dataclass
 from typing import Protocol
 
-from training_fsm.domain.events import EvaluationFinished
-from training_fsm.domain.facts import Artifact, MetricBand, Verdict
-from training_fsm.domain.metrics import BacktestNumbers
-from training_fsm.domain.request import EvaluationSettings, GateRule, TrainingRequest
+from training_fsm.domain.facts import Contest, Judgement, Verdict
+from training_fsm.domain.metrics import LOWER_IS_BETTER, BacktestNumbers
+from training_fsm.domain.request import ChampionRule, EvaluationSettings, GateRule, TrainingRequest
 from training_fsm.domain.validations import Validation, validation
 
 
@@ -19,52 +17,37 @@ class Backtester(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """What a backtest was worth."""
+class Ring(Protocol):
+    """Where a challenger meets the champion."""
 
-    metrics: dict[str, float]
-    bands: tuple[MetricBand, ...]
-    gate: tuple[Verdict, ...]
-    validations: tuple[Verdict, ...]
-
-    @property
-    def passed(self) -> bool:
-        """Every rule of the gate and every validation; without any, everything passes."""
-        return not self.failed
-
-    @property
-    def failed(self) -> tuple[str, ...]:
-        """Names of what did not pass, as ModelRejected says them."""
-        return tuple(verdict.name for verdict in (*self.gate, *self.validations) if not verdict.passed)
-
-    def finished(self, report: Artifact) -> EvaluationFinished:
-        """The event, once the report is stored."""
-        return EvaluationFinished(
-            metrics=self.metrics,
-            bands=self.bands,
-            gate=self.gate,
-            validations=self.validations,
-            passed=self.passed,
-            report=report,
-        )
+    def fight(self, request: TrainingRequest, metric: str) -> Contest:
+        """Both on the same bars, afresh."""
+        ...
 
 
 class BacktestingEvaluationService:
     """Backtests a model and judges it by what its request asks."""
 
-    def __init__(self, backtester: Backtester) -> None:
-        self._backtester = backtester
+    def __init__(self, backtester: Backtester, ring: Ring) -> None:
+        self._backtester, self._ring = backtester, ring
 
-    def evaluate(self, request: TrainingRequest) -> Evaluation:
+    def evaluate(self, request: TrainingRequest) -> Judgement:
         """Backtest and judge."""
         judges = _judges(request.evaluation)
         numbers = self._backtester.backtest(request)
-        return Evaluation(
+        gate = tuple(gate_verdict(rule, numbers.metrics[rule.metric]) for rule in request.evaluation.gate)
+        contest = None
+        if (rule := request.evaluation.champion) is not None:
+            contest = self._ring.fight(request, rule.metric)
+            gate = (*gate, champion_verdict(rule, contest))
+        validations = tuple(judge.verdict(numbers) for judge in judges)
+        return Judgement(
             metrics=numbers.metrics,
             bands=numbers.bands,
-            gate=tuple(gate_verdict(rule, numbers.metrics[rule.metric]) for rule in request.evaluation.gate),
-            validations=tuple(judge.verdict(numbers) for judge in judges),
+            gate=gate,
+            validations=validations,
+            passed=all(verdict.passed for verdict in (*gate, *validations)),
+            contest=contest,
         )
 
 
@@ -81,6 +64,27 @@ def gate_verdict(rule: GateRule, score: float) -> Verdict:
         score=score,
         threshold=math.nan if threshold is None else threshold,
         explanation=f"{rule.metric} is {score:.6g}, {' and '.join(bounds)} wanted",
+    )
+
+
+def champion_verdict(rule: ChampionRule, contest: Contest) -> Verdict:
+    """The challenger's metric must be better by more than the margin; without a champion there is nobody to beat."""
+    if contest.champion is None:
+        words = "there is no champion yet"
+        return Verdict(name="champion", passed=True, score=math.nan, threshold=math.nan, explanation=words)
+    if contest.obstacle is not None:
+        return Verdict(name="champion", passed=False, score=math.nan, threshold=math.nan, explanation=contest.obstacle)
+    sign = -1.0 if rule.metric in LOWER_IS_BETTER else 1.0
+    score, held = contest.challenger_metrics[rule.metric], contest.champion_metrics[rule.metric]
+    threshold = held + sign * rule.margin
+    bound = "below" if sign < 0 else "above"
+    return Verdict(
+        name="champion",
+        passed=sign * score > sign * threshold,
+        score=score,
+        threshold=threshold,
+        explanation=f"{rule.metric} is {score:.6g} on {contest.bars} bars, {bound} {threshold:.6g} wanted: "
+        f"champion {contest.champion} has {held:.6g}",
     )
 
 

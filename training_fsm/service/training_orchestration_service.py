@@ -105,8 +105,10 @@ class TrainingOrchestrationService:
     def _answer(self, run: Run) -> Decision:
         question = run.features
         assert question is not None, "a run that awaits features has asked for them"
+        request, feature_config = run.plan
+        wanted = question.range or request.range
         try:
-            answer = self._ingest.request_features(question.request_id, run.request, run.feature_config)
+            answer = self._ingest.request_features(question.request_id, wanted, request, feature_config)
         except IngestRefused as error:
             refused = Failure(kind="ingest_refused", words=str(error), service="ingest", field="request")
             return lambda current, now: self._fail(current, refused, now, passing=False)

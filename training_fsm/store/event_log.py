@@ -1,6 +1,6 @@
 """The event store on Postgres: units of work, claims, heartbeats and timers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -8,10 +8,11 @@ from datetime import datetime
 import sqlalchemy as sa
 
 from training_fsm.domain.errors import LeaseLost
-from training_fsm.domain.events import Event, RunClaimed
+from training_fsm.domain.events import ChampionPromoted, Event, ModelRegistered, RunClaimed
 from training_fsm.domain.facts import Progress
 from training_fsm.domain.run import Run
 from training_fsm.ports import Cause
+from training_fsm.service.model_lifecycle_service import CANDIDATE, CHAMPION
 from training_fsm.store import statements as sql
 from training_fsm.store.engine import ALIASES_LOCK
 from training_fsm.store.errors import domain_errors
@@ -25,6 +26,22 @@ class Lease:
     run_id: str
     token: int
     worker: str
+
+
+@dataclass(frozen=True, slots=True)
+class Champion:
+    """Who is champion of a model name, and the version of the stream that says so."""
+
+    promoted: ChampionPromoted | None
+    stream_version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """A wish to become champion; in vain where the model's stream has moved on since `after_version`."""
+
+    event: ChampionPromoted
+    after_version: int
 
 
 class PostgresEventLog:
@@ -99,15 +116,23 @@ class PostgresEventLog:
             connection.execute(sql.RELEASE, {"run_id": lease.run_id, "token": lease.token})
 
     def append_fenced(
-        self, lease: Lease, events: Sequence[Event], cause: Cause, known_version: int | None = None
+        self,
+        lease: Lease,
+        events: Sequence[Event],
+        cause: Cause,
+        known_version: int | None = None,
+        promotion: Promotion | None = None,
     ) -> Run:
         """Append under a lease. `known_version`, the run's version as the caller knows it, makes a repeat harmless.
+
+        A promotion is stored in the same transaction, or nothing is.
 
         A commit may succeed although its answer is lost: where the log holds just these events behind the known
         version, they are ours, and nothing is added.
 
         Raises LeaseLost where another worker holds the run, TransitionRefused where it has moved on (a cancel,
-        say), Conflict where another writer was first: read again and try again.
+        say), ChampionMoved where the promotion comes too late, Conflict where another writer was first: read again
+        and try again.
         """
         with self.begin() as unit:
             run = unit.runs([lease.run_id]).get(lease.run_id)
@@ -115,7 +140,23 @@ class PostgresEventLog:
                 raise LeaseLost(f"run {lease.run_id}: token {lease.token} is no longer the run's")
             if known_version not in (None, run.version) and unit.holds(lease.run_id, known_version, events):
                 return run
+            if promotion is not None:
+                unit.promote(promotion.event, promotion.after_version, cause)
             return unit.append(lease.run_id, events, cause)
+
+    def champion(self, name: str) -> Champion:
+        """Who is champion of a model name, and the version of the stream that says so."""
+        with domain_errors(), self._engine.connect() as connection:
+            row = connection.execute(sql.CHAMPIONS, {"stream": f"model-{name}"}).one_or_none()
+        if row is None:
+            return Champion(None, 0)
+        return Champion(ChampionPromoted.model_validate_json(row.payload), row.version)
+
+    def registered(self, name: str, version: int) -> ModelRegistered | None:
+        """What the log says of a version in the registry; None where another installation registered it."""
+        with domain_errors(), self._engine.connect() as connection:
+            row = connection.execute(sql.ONE_REGISTERED, {"name": name, "version": version}).scalar_one_or_none()
+        return None if row is None else ModelRegistered.model_validate_json(row)
 
     def now(self) -> datetime:
         """The database's clock."""
@@ -125,8 +166,8 @@ class PostgresEventLog:
         return now
 
     @contextmanager
-    def latest_registered(self) -> Iterator[dict[str, int]]:
-        """The latest registered version of each model, as the log has it; empty while another caller is inside.
+    def aliases(self) -> Iterator[Mapping[str, Mapping[str, int]]]:
+        """For each alias the version of each model name, as the log has them; empty while another caller is inside.
 
         Whoever carries them elsewhere inside the block never carries older ones after newer ones. No transaction is
         open meanwhile: MLflow may take its time.
@@ -138,8 +179,13 @@ class PostgresEventLog:
                 yield {}
                 return
             try:
-                rows = connection.execute(sql.REGISTERED).all()
-                yield {row.model: row.version for row in rows}
+                candidates = connection.execute(sql.REGISTERED).all()
+                promoted = connection.execute(sql.CHAMPIONS, {"stream": None}).all()
+                champions = (ChampionPromoted.model_validate_json(row.payload) for row in promoted)
+                yield {
+                    CANDIDATE: {row.model: row.version for row in candidates},
+                    CHAMPION: {champion.name: champion.version for champion in champions},
+                }
             finally:
                 if not connection.invalidated:
                     connection.execute(sa.text("SELECT pg_advisory_unlock(:lock)"), lock)

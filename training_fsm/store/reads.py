@@ -61,8 +61,8 @@ class RunSummary(Model):
     timeframe: str
     checkpoint_step: int | None
     """Environment step of the newest checkpoint."""
-    whole_timesteps: int
-    """Environment steps that the training will have in all."""
+    last_step: int | None
+    """Environment step at which the training ends; unknown while a continued run looks for its parent."""
     model_version: int | None
     """Version in the model registry."""
     failure: str | None
@@ -172,11 +172,11 @@ def _details(row: "sa.Row[tuple[object, ...]]") -> RunDetails:
     progress = columns.pop("progress")
     return RunDetails(
         **columns,
-        model=run.request.model,
-        symbol=run.request.symbol,
-        timeframe=run.request.timeframe.value,
+        model=run.model,
+        symbol=run.symbol,
+        timeframe=run.timeframe,
         checkpoint_step=run.checkpoints[-1].step if run.checkpoints else None,
-        whole_timesteps=run.request.agent.whole_timesteps,
+        last_step=run.last_step,
         model_version=run.registered.version if run.registered else None,
         failure=run.failure.words if run.failure else None,
         progress=None if progress is None else Progress.model_validate_json(progress),

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 
 from training_fsm.domain.machine import arrows
-from training_fsm.domain.states import WORK, State
+from training_fsm.domain.states import State
 
 metadata = sa.MetaData(
     naming_convention={
@@ -20,7 +20,7 @@ def allowed_transitions() -> tuple[str, ...]:
     runs = tuple(
         f"{'' if source is State.NEW else source.value}/{event}/{dest.value}" for source, event, dest in arrows()
     )
-    return (*runs, "/command_refused/", "/message_dead_lettered/")
+    return (*runs, "/champion_promoted/", "/command_refused/", "/message_dead_lettered/")
 
 
 def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
@@ -29,10 +29,6 @@ def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
 
 def _time(name: str, *, nullable: bool = False) -> sa.Column[object]:
     return sa.Column(name, sa.TIMESTAMP(timezone=True), nullable=nullable)
-
-
-def _states(states: frozenset[State]) -> str:
-    return ", ".join(f"'{state.value}'" for state in sorted(states))
 
 
 events = sa.Table(
@@ -60,7 +56,8 @@ events = sa.Table(
         name="transition",
     ),
     sa.CheckConstraint("octet_length(payload::text) <= 524288", name="size"),
-    comment="The log: append-only, one stream per run, command or dead letter.",
+    sa.Index("events_champion_idx", "stream", "version", postgresql_where=sa.text("type = 'champion_promoted'")),
+    comment="The log: append-only, one stream per run, command, dead letter or model name.",
 )
 
 run_heads = sa.Table(
@@ -68,6 +65,7 @@ run_heads = sa.Table(
     metadata,
     sa.Column("run_id", sa.Text, primary_key=True),
     _text("state"),
+    sa.Column("claimable", sa.Boolean, nullable=False, comment="there is work for a worker, now or when it is due"),
     sa.Column("version", sa.Integer, nullable=False),
     sa.Column("token", sa.Integer, nullable=False, comment="fencing token: raised by every claim"),
     _text("worker", nullable=True),
@@ -82,8 +80,10 @@ run_heads = sa.Table(
     sa.Column("last_hash", sa.LargeBinary, nullable=False),
     sa.Column("run", sa.JSON, nullable=False, comment="the folded state"),
     sa.Column("progress", sa.JSON, nullable=True, comment="what the last heartbeat said; no part of the log"),
-    sa.Index("run_heads_work_idx", "due_at", postgresql_where=sa.text(f"state IN ({_states(WORK)})")),
-    sa.Index("run_heads_features_idx", "due_at", postgresql_where=sa.text("state = 'AWAITING_FEATURES'")),
+    sa.Index("run_heads_work_idx", "due_at", postgresql_where=sa.text("claimable")),
+    sa.Index(
+        "run_heads_features_idx", "due_at", postgresql_where=sa.text("state = 'AWAITING_FEATURES' AND NOT claimable")
+    ),
     sa.Index("run_heads_request_id_idx", "request_id"),
     sa.Index("run_heads_requested_at_idx", "requested_at"),
     comment="One row per run: where it stands, who holds it, what it folds to.",

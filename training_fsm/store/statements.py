@@ -2,16 +2,14 @@
 
 import sqlalchemy as sa
 
-from training_fsm.domain.states import WORK
-
 READ_HEADS = sa.text(
     "SELECT run_id, version, token, last_hash, requested_at, run::text FROM run_heads WHERE run_id = ANY(:ids)"
 )
 
 CLAIMABLE = sa.text(
-    f"""
+    """
     SELECT run_id FROM run_heads
-    WHERE state IN ({", ".join(f"'{state.value}'" for state in sorted(WORK))})
+    WHERE claimable
       AND (due_at IS NULL OR due_at <= clock_timestamp())
       AND (lease_until IS NULL OR lease_until < clock_timestamp())
       AND (cast(:run_id AS text) IS NULL OR run_id = :run_id)
@@ -50,26 +48,28 @@ INSERT_EVENTS = sa.text(
 
 INSERT_HEADS = sa.text(
     """
-    INSERT INTO run_heads (run_id, state, version, token, worker, lease_until, due_at, request_id, model, symbol,
-                           timeframe, requested_at, changed_at, last_hash, run)
-    SELECT run_id, state, version, token, worker, lease_until, due_at, request_id, model, symbol, timeframe,
+    INSERT INTO run_heads (run_id, state, claimable, version, token, worker, lease_until, due_at, request_id, model,
+                           symbol, timeframe, requested_at, changed_at, last_hash, run)
+    SELECT run_id, state, claimable, version, token, worker, lease_until, due_at, request_id, model, symbol, timeframe,
            cast(:now AS timestamptz), cast(:now AS timestamptz), last_hash, convert_from(run, 'UTF8')::json
     FROM unnest(
-        cast(:run_id AS text[]), cast(:state AS text[]), cast(:version AS int[]), cast(:token AS int[]),
+        cast(:run_id AS text[]), cast(:state AS text[]), cast(:claimable AS boolean[]), cast(:version AS int[]),
+        cast(:token AS int[]),
         cast(:worker AS text[]), cast(:lease_until AS timestamptz[]), cast(:due_at AS timestamptz[]),
         cast(:request_id AS text[]), cast(:model AS text[]), cast(:symbol AS text[]), cast(:timeframe AS text[]),
         cast(:last_hash AS bytea[]), cast(:run AS bytea[])
-    ) AS new (run_id, state, version, token, worker, lease_until, due_at, request_id, model, symbol, timeframe,
-              last_hash, run)
+    ) AS new (run_id, state, claimable, version, token, worker, lease_until, due_at, request_id, model, symbol,
+              timeframe, last_hash, run)
     """
 )
 
 WRITE_HEAD = sa.text(
     """
     UPDATE run_heads
-    SET state = :state, version = :version, token = :token, worker = :worker,
+    SET state = :state, claimable = :claimable, version = :version, token = :token, worker = :worker,
         lease_until = CASE WHEN :keep_lease THEN lease_until ELSE :lease_until END,
-        due_at = :due_at, request_id = :request_id, changed_at = :now, last_hash = :last_hash,
+        due_at = :due_at, request_id = :request_id, model = :model, symbol = :symbol,
+        timeframe = :timeframe, changed_at = :now, last_hash = :last_hash,
         run = cast(convert_from(:run, 'UTF8') AS json)
     WHERE run_id = :run_id AND version = :read_version AND token = :read_token
     """
@@ -96,7 +96,7 @@ TAKE_DUE = sa.text(
     """
     WITH due AS (
         SELECT run_id FROM run_heads
-        WHERE state = 'AWAITING_FEATURES' AND (due_at IS NULL OR due_at <= clock_timestamp())
+        WHERE state = 'AWAITING_FEATURES' AND NOT claimable AND (due_at IS NULL OR due_at <= clock_timestamp())
         ORDER BY due_at NULLS FIRST LIMIT :limit FOR UPDATE SKIP LOCKED
     )
     UPDATE run_heads SET due_at = clock_timestamp() + make_interval(secs => :hold_s)
@@ -108,7 +108,7 @@ TAKE_DUE = sa.text(
 NEXT_DUE = sa.text(
     """
     SELECT extract(epoch FROM min(coalesce(due_at, clock_timestamp())) - clock_timestamp())
-    FROM run_heads WHERE state = 'AWAITING_FEATURES'
+    FROM run_heads WHERE state = 'AWAITING_FEATURES' AND NOT claimable
     """
 )
 
@@ -128,6 +128,21 @@ REGISTERED = sa.text(
     """
     SELECT model, max((run #>> '{registered,version}')::int) AS version
     FROM run_heads WHERE state = 'REGISTERED' GROUP BY model
+    """
+)
+
+ONE_REGISTERED = sa.text(
+    """
+    SELECT run #>> '{registered}' FROM run_heads
+    WHERE state = 'REGISTERED' AND model = :name AND (run #>> '{registered,version}')::int = :version
+    """
+)
+
+CHAMPIONS = sa.text(
+    """
+    SELECT DISTINCT ON (stream) stream, version, payload::text, hash FROM events
+    WHERE type = 'champion_promoted' AND (cast(:stream AS text) IS NULL OR stream = :stream)
+    ORDER BY stream, version DESC
     """
 )
 

@@ -7,13 +7,16 @@ from datetime import datetime, timedelta
 
 import sqlalchemy as sa
 
-from training_fsm.domain.errors import Conflict
+from training_fsm.domain.errors import ChampionMoved, Conflict
 from training_fsm.domain.events import (
     AttemptFailed,
+    ChampionPromoted,
     CheckpointSaved,
     CommandRefused,
     Event,
+    FeaturesRequested,
     MessageDeadLettered,
+    ParentResolved,
     RunClaimed,
     RunRequested,
 )
@@ -120,9 +123,8 @@ class PostgresUnitOfWork:
             before = head.run
             to_state = destination(before, event)
             head.run = evolve(before, run_id, event, to_state)
-            self._record(
-                f"run-{run_id}", head.run.version, event, before.state if before else None, to_state, cause, head
-            )
+            states = (before.state if before else None, to_state)
+            head.last_hash = self._record(f"run-{run_id}", head.run.version, event, cause, head.last_hash, states)
             self._project(run_id, event, head)
             if head.run.claimable and not (before and before.claimable):
                 self._claimable.append(run_id)
@@ -141,7 +143,7 @@ class PostgresUnitOfWork:
         )
         # Sources are paths, ids may be: escaped, or `a` + `b/c` and `a/b` + `c` would share a stream.
         command_id = entry.command_id.replace("%", "%25").replace("/", "%2F")
-        self._record(f"command-{entry.source}/{command_id}", 1, event, None, None, cause, None)
+        self._record(f"command-{entry.source}/{command_id}", 1, event, cause)
 
     def accept(self, entry: InboxEntry) -> None:
         """Record an accepted command in the inbox."""
@@ -156,18 +158,28 @@ class PostgresUnitOfWork:
             return
         letter = event.model_dump(include={"topic", "partition", "offset", "reason"})
         self._letters.append(letter | {"letter_id": letter_id, "message": message, "received_at": self.now})
-        self._record(f"letter-{letter_id}", 1, event, None, None, cause, None)
+        self._record(f"letter-{letter_id}", 1, event, cause)
+
+    def promote(self, promotion: ChampionPromoted, after_version: int, cause: Cause) -> None:
+        """Make a version its model's champion. Raises ChampionMoved where the model's stream is not at that version."""
+        stream = f"model-{promotion.name}"
+        last = self._connection.execute(sql.CHAMPIONS, {"stream": stream}).one_or_none()
+        version, previous = (0, GENESIS) if last is None else (last.version, bytes(last.hash))
+        if version != after_version:
+            raise ChampionMoved(f"model {promotion.name}: its stream is at version {version}, not {after_version}")
+        self._record(stream, version + 1, promotion, cause, previous)
 
     def _record(
         self,
         stream: str,
         version: int,
         event: Event,
-        from_state: State | None,
-        to_state: State | None,
         cause: Cause,
-        head: _Head | None,
-    ) -> None:
+        previous: bytes = GENESIS,
+        states: tuple[State | None, State | None] = (None, None),
+    ) -> bytes:
+        """Add an event behind the one with hash `previous`; its own hash."""
+        from_state, to_state = states
         envelope = Envelope(
             stream=stream,
             version=version,
@@ -181,25 +193,24 @@ class PostgresUnitOfWork:
             correlation_id=cause.correlation_id,
             payload=event.model_dump_json().encode(),
         )
-        previous = head.last_hash if head else GENESIS
         digest = envelope.hash(previous)
         self._events.append((envelope, previous, digest))
-        if head:
-            head.last_hash = digest
+        return digest
 
     def _project(self, run_id: str, event: Event, head: _Head) -> None:
         match event:
             case RunClaimed(lease_s=lease_s):
                 head.lease, head.lease_s = "set", lease_s
-            case AttemptFailed():
+            case AttemptFailed() | FeaturesRequested():
                 head.lease = "clear"
             case CheckpointSaved(step=step, artifact=artifact):
                 row: dict[str, object] = {"run_id": run_id, "step": step, "saved_at": self.now}
                 self._checkpoints.append(row | artifact.model_dump())
-            case RunRequested(feature_config=config) if config.hash not in self._feature_configs:
-                definitions = [definition.model_dump(mode="json") for definition in config.feature_definitions]
-                row = config.model_dump(exclude={"feature_definitions"})
-                self._feature_configs[config.hash] = row | {"feature_definitions": json.dumps(definitions)}
+            case RunRequested(feature_config=config) | ParentResolved(feature_config=config) if config is not None:
+                if config.hash not in self._feature_configs:
+                    definitions = [definition.model_dump(mode="json") for definition in config.feature_definitions]
+                    row = config.model_dump(exclude={"feature_definitions"})
+                    self._feature_configs[config.hash] = row | {"feature_definitions": json.dumps(definitions)}
             case _:
                 pass
         if head.run is not None and head.run.ended:
@@ -241,6 +252,7 @@ class PostgresUnitOfWork:
             "read_version": head.version,
             "read_token": head.token,
             "state": run.state.value,
+            "claimable": run.claimable,
             "version": run.version,
             "token": run.token,
             "worker": run.worker,
@@ -248,9 +260,9 @@ class PostgresUnitOfWork:
             "lease_until": until,
             "due_at": run.due_at,
             "request_id": run.features.request_id if run.features else None,
-            "model": run.request.model,
-            "symbol": run.request.symbol,
-            "timeframe": run.request.timeframe.value,
+            "model": run.model,
+            "symbol": run.symbol,
+            "timeframe": run.timeframe,
             "now": self.now,
             "last_hash": head.last_hash,
             "run": run.model_dump_json().encode(),

@@ -14,14 +14,22 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import IO, assert_never
+from typing import IO, TYPE_CHECKING, assert_never
 
 from training_fsm.domain.errors import OutsideUnavailable, WithFailure
 from training_fsm.domain.facts import Failure
+from training_fsm.domain.features import FeatureConfigVersionInfo
+from training_fsm.domain.lineage import TrainingRecord
+from training_fsm.domain.needed_ranges import needed_ranges, same_market
+from training_fsm.domain.request import TrainingRequest
 from training_fsm.settings import Settings, load_settings
 from training_fsm.worker import protocol as p
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from training_fsm.core.contest import Contender
 
 _PR_SET_PDEATHSIG = 1
 
@@ -96,6 +104,10 @@ class Child:
     def carry_out(self, order: p.Order) -> p.Reply:
         """Do one order and return its last reply."""
         match order:
+            case p.Inspect():
+                return self._inspect(order)
+            case p.LookUp():
+                return self._look_up(order)
             case p.Freeze():
                 return self._freeze(order)
             case p.Train():
@@ -109,22 +121,51 @@ class Child:
             case _:
                 assert_never(order)
 
-    def _freeze(self, order: p.Freeze) -> p.Frozen:
-        from training_fsm.core.frozen_data import freeze
+    def _inspect(self, order: p.Inspect) -> p.Inspected:
+        from training_fsm.core.sb3_zip import inspect
 
-        rows = self._features.read(order.request, order.feature_config)
-        frozen = freeze(rows, order.request, order.folder)
-        return p.Frozen.model_validate(asdict(frozen))
+        found = inspect(order.path, order.sha256, order.trusted)
+        return p.Inspected(steps=found.steps, inherited=found.inherited)
+
+    def _look_up(self, order: p.LookUp) -> p.LookedUp:
+        service, lacking = self._features.look_up(order.request, order.feature_config, order.ranges, order.known)
+        return p.LookedUp(service=service, lacking=lacking)
+
+    def _freeze(self, order: p.Freeze) -> p.Frozen:
+        from training_fsm.core.frozen_data import freeze, load_frozen
+        from training_fsm.core.parent_rows import check_drift, with_parent
+
+        request, record = order.request, order.parent.record if order.parent is not None else None
+        if record is None or order.parent_frame is None:
+            path, data = freeze(self._features.read(request, order.feature_config), request, order.folder)
+            return p.Frozen(path=path, data=data)
+        found = self._features.read(request, order.feature_config, needed_ranges(request, record))
+        rows, shared = with_parent(found, load_frozen(order.parent_frame, record.data), record, request)
+        check_drift(shared, order.accept_drift)
+        path, data = freeze(
+            rows,
+            request,
+            order.folder,
+            normalisation=record.data.normalisation,
+            shared=shared,
+            not_before=record.trained_until if same_market(request, record) else None,
+        )
+        return p.Frozen(path=path, data=data)
 
     def _train(self, order: p.Train) -> p.Trained:
         from training_fsm.core.fingerprint import fingerprint
         from training_fsm.core.frozen_data import load_frozen
-        from training_fsm.core.training_segment import train_segment
+        from training_fsm.core.training_segment import Ancestor, train_segment
 
         frame = load_frozen(order.frame, order.data)
         self._replies.send(p.SegmentBegun(fingerprint=fingerprint(order.request.agent)))
         observer = Observer(self._replies, self._stop)
-        result = train_segment(order.request, frame, order.data, order.folder, order.resume_from, observer)
+        ancestor = None
+        if order.parent is not None and order.parent_checkpoint is not None and order.inheritance is not None:
+            ancestor = Ancestor(order.parent_checkpoint, order.parent, order.inheritance)
+        result = train_segment(
+            order.request, frame, order.data, order.folder, order.resume_from, observer, ancestor=ancestor
+        )
         return p.Trained(
             finished=result.finished, sha256=result.sha256, steps=result.steps, validation=result.validation
         )
@@ -132,34 +173,42 @@ class Child:
     def _evaluate(self, order: p.Evaluate) -> p.Evaluated:
         from training_fsm.core.backtest import HeldOutBacktester
         from training_fsm.core.backtest_report import write_report
-        from training_fsm.core.checkpoint import read_policy
+        from training_fsm.core.contest import HeldOutRing
         from training_fsm.core.frozen_data import load_frozen
-        from training_fsm.core.policy_export import mlp_policy
         from training_fsm.service.backtesting_evaluation_service import BacktestingEvaluationService
 
-        weights = read_policy(order.checkpoint, order.checkpoint_sha256)
-        policy = mlp_policy(weights, order.request.agent.hyperparameters.activation_fn)
-        backtester = HeldOutBacktester(policy, load_frozen(order.frame, order.data), order.data)
-        evaluation = BacktestingEvaluationService(backtester).evaluate(order.request)
+        record, opponent = order.record, order.opponent
+        frame = load_frozen(order.frame, record.data)
+        challenger = _contender(record, order.checkpoint)
+        champion = None if opponent is None else (opponent.model, _contender(opponent.record, opponent.checkpoint))
+        backtester = HeldOutBacktester(challenger.policy, frame, record.data)
+        ring = HeldOutRing(challenger, champion, order.stream_version, frame, self._feature_frame)
+        judgement = BacktestingEvaluationService(backtester, ring).evaluate(record.request)
         assert backtester.result is not None, "an evaluation has backtested"
-        report = write_report(order.folder, order.run_id, backtester.result, evaluation)
-        return p.Evaluated(
-            metrics=evaluation.metrics,
-            bands=evaluation.bands,
-            gate=evaluation.gate,
-            validations=evaluation.validations,
-            passed=evaluation.passed,
-            report=report,
-        )
+        report = write_report(order.folder, record.run_id, backtester.result, judgement)
+        return p.Evaluated(judgement=judgement, report=report)
+
+    def _feature_frame(self, request: TrainingRequest, feature_config: FeatureConfigVersionInfo) -> "pd.DataFrame":
+        return self._features.read(request, feature_config).frame
 
     def _package(self, order: p.Package) -> p.Packaged:
         from training_fsm.core.checkpoint import read_policy
-        from training_fsm.core.policy_export import mlp_policy, package_model, specification
+        from training_fsm.core.policy_export import mlp_policy, package_model
 
-        weights = read_policy(order.checkpoint, order.checkpoint_sha256)
-        policy = mlp_policy(weights, order.request.agent.hyperparameters.activation_fn)
-        spec = specification(order.request, order.data, order.feature_config, order.run_id)
-        return p.Packaged(folder=package_model(policy, spec, order.created_at, order.folder))
+        record = order.record
+        weights = read_policy(order.checkpoint, record.checkpoint.sha256)
+        policy = mlp_policy(weights, record.request.agent.hyperparameters.activation_fn)
+        return p.Packaged(folder=package_model(policy, record, order.created_at, order.folder))
+
+
+def _contender(record: TrainingRecord, checkpoint: Path) -> "Contender":
+    from training_fsm.core.checkpoint import read_policy
+    from training_fsm.core.contest import Contender
+    from training_fsm.core.policy_export import mlp_policy
+
+    weights = read_policy(checkpoint, record.checkpoint.sha256)
+    policy = mlp_policy(weights, record.request.agent.hyperparameters.activation_fn)
+    return Contender(policy, record.request, record.feature_config, record.data, record.trained_until)
 
 
 def failure_of(error: Exception, order: p.Order) -> p.Failed:
@@ -170,7 +219,7 @@ def failure_of(error: Exception, order: p.Order) -> p.Failed:
         away = Failure(kind="outside_unavailable", words=str(error), service=error.service)
         return p.Failed(failure=away, passing=True)
     failure = Failure(
-        kind="training_error" if isinstance(order, p.Freeze | p.Train) else "evaluation_error",
+        kind="evaluation_error" if isinstance(order, p.Evaluate | p.Package) else "training_error",
         words=f"{type(error).__name__}: {error}",
         detail=traceback.format_exc(limit=-12),
     )

@@ -64,6 +64,8 @@ class ChildProcess:
         self._orders = os.fdopen(orders_write, "wb", buffering=0)
         self._replies = os.fdopen(replies_read, "rb")
         self._killed = False
+        self.used = False
+        """Whether it has done anything that could leave something behind for the next run."""
         threading.Thread(target=self._listen, name="child", daemon=True).start()
 
     @property
@@ -73,6 +75,7 @@ class ChildProcess:
 
     def order(self, order: p.Order) -> None:
         """Give an order. A child that is gone says so in its news, not here."""
+        self.used = self.used or not isinstance(order, p.LookUp | p.Stop)
         try:
             self._orders.write(order.model_dump_json().encode() + b"\n")
         except BrokenPipeError:

@@ -3,30 +3,46 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, TypeAdapter
+from pydantic import Field, JsonValue, TypeAdapter
 
-from training_fsm.domain.events import DataFrozen
-from training_fsm.domain.facts import (
-    ColumnNormalisation,
-    Failure,
-    Fingerprint,
-    Gaps,
-    MetricBand,
-    SplitBounds,
-    Verdict,
-)
+from training_fsm.domain.facts import Failure, Fingerprint, FrozenData, Judgement, ModelRef, StoredData
 from training_fsm.domain.features import FeatureConfigVersionInfo
+from training_fsm.domain.lineage import Inheritance, Parent, TrainingRecord
 from training_fsm.domain.model import Model
 from training_fsm.domain.request import TrainingRequest
-from training_fsm.domain.timeframe import UtcTime
+from training_fsm.domain.timeframe import TimeRange, UtcTime
+
+
+class Inspect(Model):
+    """Look into a Stable-Baselines3 zip; `trusted` reads it whole, which runs what is pickled in it."""
+
+    kind: Literal["inspect"] = "inspect"
+    path: Path
+    sha256: str
+    trusted: bool
+
+
+class LookUp(Model):
+    """See which parts of the ranges the feature store lacks."""
+
+    kind: Literal["look_up"] = "look_up"
+    request: TrainingRequest
+    feature_config: FeatureConfigVersionInfo
+    ranges: tuple[TimeRange, ...]
+    known: bool
+    """The feature service was there for the parent: it must be there now."""
 
 
 class Freeze(Model):
-    """Read the run's rows from Feast, check them, write them to `folder`."""
+    """Read the run's rows from Feast, and its parent's from their file, check them, write them to `folder`."""
 
     kind: Literal["freeze"] = "freeze"
     request: TrainingRequest
     feature_config: FeatureConfigVersionInfo
+    parent: Parent | None = None
+    parent_frame: Path | None = None
+    """The parent's frozen rows; None without a parent, and for one that has none."""
+    accept_drift: bool = False
     folder: Path
 
 
@@ -35,22 +51,35 @@ class Train(Model):
 
     kind: Literal["train"] = "train"
     request: TrainingRequest
-    data: DataFrozen
+    data: StoredData
     frame: Path
     folder: Path
     resume_from: Path | None
+    parent: Parent | None = None
+    parent_checkpoint: Path | None = None
+    inheritance: Inheritance | None = None
+    """What of the parent's checkpoint goes on; None without a parent."""
+
+
+class Opponent(Model):
+    """The champion that a challenger must beat."""
+
+    model: ModelRef
+    record: TrainingRecord
+    checkpoint: Path
 
 
 class Evaluate(Model):
     """Backtest a checkpoint's policy on the test part and write the report to `folder`."""
 
     kind: Literal["evaluate"] = "evaluate"
-    run_id: str
-    request: TrainingRequest
-    data: DataFrozen
+    record: TrainingRecord
     frame: Path
     checkpoint: Path
-    checkpoint_sha256: str
+    opponent: Opponent | None = None
+    """Only where the request has a champion rule and there is a champion."""
+    stream_version: int = 0
+    """Of the stream that said who is champion."""
     folder: Path
 
 
@@ -58,12 +87,8 @@ class Package(Model):
     """Write a checkpoint's policy to `folder` as a model that loads without us."""
 
     kind: Literal["package"] = "package"
-    run_id: str
-    request: TrainingRequest
-    feature_config: FeatureConfigVersionInfo
-    data: DataFrozen
+    record: TrainingRecord
     checkpoint: Path
-    checkpoint_sha256: str
     created_at: UtcTime
     folder: Path
 
@@ -80,20 +105,29 @@ class Ready(Model):
     kind: Literal["ready"] = "ready"
 
 
+class Inspected(Model):
+    """What a Stable-Baselines3 zip says; nothing of a request where only its weights are read."""
+
+    kind: Literal["inspected"] = "inspected"
+    steps: int
+    inherited: dict[str, JsonValue]
+    """Fields of a training request, as in its JSON."""
+
+
+class LookedUp(Model):
+    """What the feature store lacks."""
+
+    kind: Literal["looked_up"] = "looked_up"
+    service: str
+    lacking: tuple[TimeRange, ...]
+
+
 class Frozen(Model):
-    """Rows are checked and lie in a file; all that DataFrozen says but the artifact."""
+    """Rows are checked and lie in a file."""
 
     kind: Literal["frozen"] = "frozen"
     path: Path
-    digest: str
-    rows: int
-    warmup_rows: int
-    gaps: Gaps
-    periods_per_year: float
-    observation_columns: tuple[str, ...]
-    bounds: SplitBounds
-    normalisation: tuple[ColumnNormalisation, ...]
-    warnings: tuple[str, ...]
+    data: FrozenData
 
 
 class SegmentBegun(Model):
@@ -152,11 +186,7 @@ class Evaluated(Model):
     """The backtest is done; `report` ends with its summary, which names the digests of the others."""
 
     kind: Literal["evaluated"] = "evaluated"
-    metrics: dict[str, float]
-    bands: tuple[MetricBand, ...]
-    gate: tuple[Verdict, ...]
-    validations: tuple[Verdict, ...]
-    passed: bool
+    judgement: Judgement
     report: tuple[Path, ...]
 
 
@@ -175,9 +205,20 @@ class Failed(Model):
     passing: bool
 
 
-Order = Annotated[Freeze | Train | Evaluate | Package | Stop, Field(discriminator="kind")]
+Order = Annotated[Inspect | LookUp | Freeze | Train | Evaluate | Package | Stop, Field(discriminator="kind")]
 Reply = Annotated[
-    Ready | Frozen | SegmentBegun | Advanced | Curves | CheckpointWritten | Trained | Evaluated | Packaged | Failed,
+    Ready
+    | Inspected
+    | LookedUp
+    | Frozen
+    | SegmentBegun
+    | Advanced
+    | Curves
+    | CheckpointWritten
+    | Trained
+    | Evaluated
+    | Packaged
+    | Failed,
     Field(discriminator="kind"),
 ]
 

@@ -12,6 +12,7 @@ from training_fsm.domain.facts import Failure
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
 from training_fsm.worker.evaluation import evaluate
+from training_fsm.worker.look_up import look_up_features, resolve_parent
 from training_fsm.worker.session import RunSession, StopWorkError, WorkFailedError
 from training_fsm.worker.training import train
 
@@ -26,6 +27,10 @@ def work_on(session: RunSession) -> Run:
     try:
         with session.keeper:
             _refuse_hopeless(session)
+            if session.run.state is State.REQUESTED:
+                resolve_parent(session)
+            if session.run.looks_up:
+                look_up_features(session)
             if session.run.state is State.TRAINING:
                 train(session)
             if session.run.state is State.EVALUATING:

@@ -25,7 +25,7 @@ from training_fsm.ports import Artifacts, Cause, Tracking
 from training_fsm.service.conflicts import on_conflict_again
 from training_fsm.service.model_lifecycle_service import ModelLifecycleService
 from training_fsm.settings import Settings
-from training_fsm.store.event_log import Lease, PostgresEventLog
+from training_fsm.store.event_log import Lease, PostgresEventLog, Promotion
 from training_fsm.worker import protocol as p
 from training_fsm.worker.child_process import ChildDied, ChildProcess
 from training_fsm.worker.lease_keeper import LeaseKeeper, Moved, SideWorkFailed, Taken
@@ -84,13 +84,14 @@ class RunSession:
         self.tracking_run_id: str | None = None
         self._stop_ordered = False
 
-    def append(self, *events: e.Event) -> None:
+    def append(self, *events: e.Event, promotion: Promotion | None = None) -> None:
         """Append facts under the lease; an outage of Postgres is waited out, meanwhile the child trains on.
 
-        Raises StopWorkError where the run is no longer ours, or has moved on.
+        Raises StopWorkError where the run is no longer ours, or has moved on, ChampionMoved where a promotion comes too
+        late: then nothing was appended.
         """
         try:
-            self.run = self._patiently(self._append_again, events)
+            self.run = self._patiently(self._append_again, events, promotion)
         except LeaseLost as error:
             raise StopWorkError(str(error)) from error
         except TransitionRefused as error:
@@ -100,10 +101,15 @@ class RunSession:
             log.info(event.type(), run_id=self.run.run_id, state=self.run.state.value)
 
     @on_conflict_again
-    def _append_again(self, events: Sequence[e.Event]) -> Run:
-        return self.outside.log.append_fenced(self.lease, events, self._cause, self.run.version)
+    def _append_again(self, events: Sequence[e.Event], promotion: Promotion | None) -> Run:
+        return self.outside.log.append_fenced(self.lease, events, self._cause, self.run.version, promotion)
 
-    def _patiently(self, append: Callable[[Sequence[e.Event]], Run], events: Sequence[e.Event]) -> Run:
+    def _patiently(
+        self,
+        append: Callable[[Sequence[e.Event], Promotion | None], Run],
+        events: Sequence[e.Event],
+        promotion: Promotion | None,
+    ) -> Run:
         """Try for as long as there is patience for outages, and until this worker is to stop."""
         retrying = Retrying(
             retry=retry_if_exception_type(OutsideUnavailable),
@@ -112,7 +118,7 @@ class RunSession:
             sleep=sleep_using_event(self._stop),
             reraise=True,
         )
-        return retrying(append, events)
+        return retrying(append, events, promotion)
 
     def next(self, *, child_owes: bool = True) -> object:
         """The next news of the work itself; a child that owes nothing may be silent.
@@ -163,15 +169,15 @@ class RunSession:
     def open_tracking(self) -> str:
         """The tracking run, found or made once per session."""
         if self.tracking_run_id is None:
-            run = self.run
+            run, (request, feature_config) = self.run, self.run.plan
             tags = {
-                "training_fsm.model": run.request.model,
-                "training_fsm.symbol": run.request.symbol,
-                "training_fsm.timeframe": run.request.timeframe.value,
-                "training_fsm.feature_config_hash": run.feature_config.hash,
+                "training_fsm.model": request.model,
+                "training_fsm.symbol": request.symbol,
+                "training_fsm.timeframe": request.timeframe.value,
+                "training_fsm.feature_config_hash": feature_config.hash,
                 "training_fsm.worker": self.lease.worker,
             }
-            parameters = _flatten(run.request.model_dump(mode="json", exclude={"features"}))
+            parameters = _flatten(request.model_dump(mode="json", exclude={"features"}))
             self.tracking_run_id = self.outside.tracking.open_run(run.run_id, parameters, tags)
         return self.tracking_run_id
 

@@ -10,7 +10,9 @@ from functools import partial
 import structlog
 
 from training_fsm.client.artifact_store import MlflowArtifacts
-from training_fsm.client.mlflow_client import MlflowConnection, MlflowModels, MlflowTracking
+from training_fsm.client.mlflow_connection import MlflowConnection
+from training_fsm.client.mlflow_models import MlflowModels
+from training_fsm.client.mlflow_tracking import MlflowTracking
 from training_fsm.domain.errors import OutsideUnavailable, TrainingFsmError
 from training_fsm.domain.states import State
 from training_fsm.service.model_lifecycle_service import ModelLifecycleService
@@ -69,7 +71,7 @@ class SettingsWrong(TrainingFsmError):
 
 
 class Supervisor:
-    """One training child at a time; after every run a fresh one, so that no run inherits another's state."""
+    """One training child at a time; after every training a fresh one, so that no run inherits another's state."""
 
     def __init__(self, settings: Settings, outside: Outside, claims: Claims, worker: str) -> None:
         self._settings = settings
@@ -87,16 +89,18 @@ class Supervisor:
             news: queue.SimpleQueue[object] = queue.SimpleQueue()
             child = ChildProcess(self._settings, self._log_file, news)
             try:
-                state = self._one(child, news, stop)
+                state = self._one(child, news, stop, once=once)
             finally:
                 child.kill()
                 self._log_file.unlink(missing_ok=True)
-            if once and state is not None:
+            if once and state is not None and state is not State.AWAITING_FEATURES:  # a look-up is not the whole run
                 return 0 if state in (State.REGISTERED, State.REJECTED) else 1
         return 0
 
-    def _one(self, child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threading.Event) -> State | None:
-        """Wait for the child, then for a run, and work on it; None where there was none."""
+    def _one(
+        self, child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threading.Event, *, once: bool
+    ) -> State | None:
+        """Wait for the child, then for runs, and work until one has used the child; None where none did."""
         if not _ready(child, news, stop):
             return None
         log.info("ready for a run", worker=self._worker)
@@ -119,7 +123,8 @@ class Supervisor:
             self._release(lease)
             self._reconcile_at = 0.0
             self._reconcile_aliases()
-            return state
+            if child.used or (once and state is not State.AWAITING_FEATURES):
+                return state
         return None
 
     def _sweep_spool(self) -> None:
@@ -145,13 +150,13 @@ class Supervisor:
             return
         self._reconcile_at = time.monotonic() + RECONCILE_S
         try:
-            with self._outside.log.latest_registered() as versions:
-                moved = self._outside.lifecycle.reconcile_aliases(versions)
+            with self._outside.log.aliases() as aliases:
+                moved = self._outside.lifecycle.reconcile_aliases(aliases)
         except OutsideUnavailable as error:
             log.warning("aliases compared later", service=error.service, error=error.words)
             return
         if moved:
-            log.info("alias candidate moved", models=moved)
+            log.info("aliases moved", aliases=moved)
 
     def _release(self, lease: Lease) -> None:
         try:

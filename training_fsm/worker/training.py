@@ -7,8 +7,10 @@ import structlog
 
 from training_fsm.client.artifact_store import same_file
 from training_fsm.domain import events as e
+from training_fsm.domain.continuation import inheritance
 from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible
-from training_fsm.domain.facts import Failure, Fingerprint, Progress
+from training_fsm.domain.facts import Failure, Fingerprint, Progress, StoredData
+from training_fsm.domain.lineage import Inheritance
 from training_fsm.domain.run import Checkpoint
 from training_fsm.worker import protocol as p
 from training_fsm.worker.session import RunSession, StopWorkError, points_at
@@ -30,11 +32,14 @@ def train(session: RunSession) -> None:
     outgoing.mkdir(parents=True, exist_ok=True)
     session.child.order(
         p.Train(
-            request=session.run.request,
+            request=session.run.plan.request,
             data=data,
             frame=frame,
             folder=folder,
             resume_from=None if resumed is None else resumed[1],
+            parent=session.run.parent,
+            parent_checkpoint=_parent_checkpoint(session),
+            inheritance=_inheritance(session, data),
         )
     )
     outside = session.outside
@@ -44,14 +49,36 @@ def train(session: RunSession) -> None:
 
 
 def _freeze(session: RunSession) -> None:
+    run, (request, feature_config) = session.run, session.run.plan
+    record = run.parent.record if run.parent is not None else None
+    parent_frame = None
+    if record is not None:
+        parent_frame = session.outside.artifacts.get(record.data.artifact, session.folder / "parent-data")
     order = p.Freeze(
-        request=session.run.request, feature_config=session.run.feature_config, folder=session.folder / "data"
+        request=request,
+        feature_config=feature_config,
+        parent=run.parent,
+        parent_frame=parent_frame,
+        accept_drift=run.continues is not None and run.continues.accept_drift,
+        folder=session.folder / "data",
     )
     session.child.order(order)
     tracking_run_id = session.open_tracking()  # MLflow makes a run while the child reads features
     frozen = session.wait_for(p.Frozen)
     artifact = session.outside.artifacts.put(tracking_run_id, "data", frozen.path)
-    session.append(e.DataFrozen(artifact=artifact, **frozen.model_dump(exclude={"kind", "path"})))
+    session.append(e.DataFrozen(artifact=artifact, **dict(frozen.data)))
+
+
+def _parent_checkpoint(session: RunSession) -> Path | None:
+    parent = session.run.parent
+    if parent is None:
+        return None
+    return session.outside.artifacts.get(parent.checkpoint, session.folder / "parent-checkpoint")
+
+
+def _inheritance(session: RunSession, data: StoredData) -> Inheritance | None:
+    run = session.run
+    return None if run.parent is None else inheritance(run.parent, run.plan.request, data)
 
 
 def _newest_checkpoint(session: RunSession) -> tuple[Checkpoint, Path] | None:
@@ -73,7 +100,7 @@ class _Segment:
         self._outgoing = outgoing
         self._resumed = resumed
         self._stored = {resumed.artifact.sha256} if resumed is not None else set[str]()
-        self._known_to = session.run.checkpoints[-1].step if session.run.checkpoints else 0
+        self._known_to = session.run.checkpoints[-1].step if session.run.checkpoints else session.run.first_step
         """Curves up to this step are stored with checkpoints, also where an older one is resumed from."""
         self._points: list[p.CurvePoint] = []
         self._last_point_ms = 0
@@ -143,14 +170,23 @@ class _Segment:
         self._uploads.checkpoint(kept, step, f"checkpoints/{self._session.lease.token:04d}", points)
 
     def _begin(self, fingerprint: Fingerprint) -> None:
-        session, token = self._session, self._session.lease.token
+        session, token, data = self._session, self._session.lease.token, self._session.run.data
+        assert data is not None, "a segment trains on frozen data"
         if not session.run.started:
             tracking_run_id = session.open_tracking()
-            session.append(e.TrainingStarted(token=token, fingerprint=fingerprint, tracking_run_id=tracking_run_id))
+            session.append(
+                e.TrainingStarted(
+                    token=token,
+                    fingerprint=fingerprint,
+                    tracking_run_id=tracking_run_id,
+                    step=session.run.first_step,
+                    inheritance=_inheritance(session, data),
+                )
+            )
             return
         before = session.run.fingerprint
         differences = before.differences(fingerprint) if before is not None else ()
-        if differences and session.run.request.agent.resume_fidelity == "exact":
+        if differences and session.run.plan.request.agent.resume_fidelity == "exact":
             words = "a resume here would not be exact, as the request demands"
             detail = "\n".join(differences)
             raise ResumeImpossible(
@@ -159,7 +195,7 @@ class _Segment:
         session.append(
             e.TrainingResumed(
                 token=token,
-                step=self._resumed.step if self._resumed is not None else 0,
+                step=self._resumed.step if self._resumed is not None else session.run.first_step,
                 checkpoint=self._resumed.artifact.sha256 if self._resumed is not None else None,
                 fidelity="approximate" if differences else "exact",
                 fingerprint=fingerprint,

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from training_fsm.domain import events as e
 from training_fsm.domain.decide import feature_request_id
-from training_fsm.domain.errors import Conflict, OutsideUnavailable, TransitionRefused
+from training_fsm.domain.errors import ChampionMoved, Conflict, OutsideUnavailable, TransitionRefused
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
@@ -21,7 +21,7 @@ from training_fsm.messaging.message import Message, dead_letter
 from training_fsm.ports import Cause, InboxEntry
 from training_fsm.store.engine import ALIASES_LOCK, make_engine
 from training_fsm.store.errors import domain_errors
-from training_fsm.store.event_log import PostgresEventLog
+from training_fsm.store.event_log import Champion, Lease, PostgresEventLog, Promotion
 from training_fsm.store.hash_chain import GENESIS, Envelope
 from training_fsm.store.migrate import migrate
 from training_fsm.store.unit_of_work import WORK_CHANNEL
@@ -118,7 +118,7 @@ def test_every_field_of_the_envelope_is_covered_by_the_hash(name: str) -> None:
 def test_a_head_is_what_its_events_fold_to(engine: sa.Engine, log: PostgresEventLog, live: Live) -> None:
     """The columns that lists and timers use are the run's."""
     run = live(engine, "r", 9)
-    assert log.load("r") == run
+    assert _version(log) == run.version
     with engine.connect() as connection:
         head = connection.execute(sa.text("SELECT * FROM run_heads")).one()
     assert (head.state, head.version, head.token, head.worker) == ("TRAINING", 9, 1, "worker-1")
@@ -308,9 +308,12 @@ def test_many_threads_append_to_many_runs_without_a_hole_in_any(
 def test_the_registered_models_are_one_caller_s_at_a_time_and_hold_no_transaction(
     engine: sa.Engine, log: PostgresEventLog, live: Live
 ) -> None:
-    """The highest version of each name; a second caller gets none meanwhile, and the lock is free again afterwards."""
+    """The highest version of each name and its champion; a second caller gets none, and the lock is free afterwards."""
     live(engine, "r")
     live(engine, "unfinished", 9)
+    for version in (1, 2):
+        with log.begin() as unit:
+            unit.promote(promotion(version), version - 1, CAUSE)
     idle = "FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in %'"
     locks = f"FROM pg_locks WHERE locktype = 'advisory' AND objid = {ALIASES_LOCK}"
 
@@ -318,10 +321,73 @@ def test_the_registered_models_are_one_caller_s_at_a_time_and_hold_no_transactio
         with engine.connect() as connection:
             return int(connection.execute(sa.text(f"SELECT count(*) {what}")).scalar_one())
 
-    with log.latest_registered() as versions, log.latest_registered() as others:
-        assert (versions, others) == ({"eurusd-ppo": 3}, {})
+    with log.aliases() as versions, log.aliases() as others:
+        assert (versions, others) == ({"candidate": {"eurusd-ppo": 3}, "champion": {"eurusd-ppo": 2}}, {})
         assert (count(idle), count(locks)) == (0, 1)
     assert count(locks) == 0
+
+
+def promotion(version: int) -> e.ChampionPromoted:
+    """Version n of eurusd-ppo becomes champion after version n - 1."""
+    return e.ChampionPromoted(
+        name="eurusd-ppo", version=version, digest="d" * 64, run_id="r", supersedes=version - 1 or None
+    )
+
+
+def _version(log: PostgresEventLog) -> int:
+    run = log.load("r")
+    assert run is not None
+    return run.version
+
+
+def test_who_is_champion_is_compared_and_set(engine: sa.Engine, log: PostgresEventLog) -> None:
+    """A promotion that was decided against an earlier champion changes nothing and says so."""
+    assert log.champion("eurusd-ppo") == Champion(None, 0)
+    with log.begin() as unit:
+        unit.promote(promotion(1), 0, CAUSE)
+    assert log.champion("eurusd-ppo") == Champion(promotion(1), 1)
+    with pytest.raises(ChampionMoved, match="at version 1, not 0"), log.begin() as unit:
+        unit.promote(promotion(2), 0, CAUSE)
+    assert log.champion("eurusd-ppo") == Champion(promotion(1), 1)
+    assert [row.version for row in _events(engine, "model-eurusd-ppo")] == [1]
+
+
+def test_of_two_promotions_at_once_one_comes_too_late(engine: sa.Engine, log: PostgresEventLog) -> None:
+    """Whoever commits second has judged against a champion who is champion no more."""
+    first = log.begin()
+    first.__enter__().promote(promotion(1), 0, CAUSE)
+    with log.begin() as unit:
+        unit.promote(promotion(2), 0, CAUSE)
+    with pytest.raises(Conflict):
+        first.__exit__(None, None, None)
+    assert log.champion("eurusd-ppo") == Champion(promotion(2), 1)
+    assert [row.version for row in _events(engine, "model-eurusd-ppo")] == [1]
+
+
+def test_a_registration_whose_promotion_comes_too_late_is_not_stored(
+    engine: sa.Engine, log: PostgresEventLog, life: Life, live: Live
+) -> None:
+    """Both in one transaction: no model is registered as a challenger that did not meet the champion."""
+    live(engine, "r", 12)
+    claimed = log.claim("second", 60, "r")
+    assert claimed is None, "its lease is alive"
+    run = log.load("r")
+    assert run is not None
+    lease = Lease("r", run.token, "worker-1")
+    with log.begin() as unit:
+        unit.promote(promotion(1), 0, CAUSE)
+    registered = life("r")[-1]
+    with pytest.raises(ChampionMoved):
+        log.append_fenced(lease, [registered], CAUSE, run.version, Promotion(promotion(3), 0))
+    assert _version(log) == run.version
+    after = log.append_fenced(lease, [registered], CAUSE, run.version, Promotion(promotion(3), 1))
+    assert after.state is State.REGISTERED
+    # The answer was lost and the worker asks again: neither is stored twice.
+    again = log.append_fenced(lease, [registered], CAUSE, run.version, Promotion(promotion(3), 1))
+    assert again.version == after.version == _version(log)
+    assert [row.version for row in _events(engine, "model-eurusd-ppo")] == [1, 2]
+    assert log.registered("eurusd-ppo", 3) == registered
+    assert log.registered("eurusd-ppo", 4) is None
 
 
 @pytest.mark.parametrize("state", ["25P03", "25006", "53100", "53300", "57P01", "58030", "08006"])

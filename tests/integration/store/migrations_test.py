@@ -65,6 +65,8 @@ def test_the_migrated_schema_is_the_one_that_the_code_declares(engine: sa.Engine
     """Tables, columns, types, indexes and comments do not differ."""
     migrate(engine)
     with engine.connect() as connection:
+        # SQLAlchemy cannot reflect a CHECK that is not valid yet.
+        connection.execute(sa.text("ALTER TABLE events VALIDATE CONSTRAINT events_transition"))
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         assert compare_metadata(context, metadata) == []
 

@@ -39,7 +39,7 @@ def test_a_run_is_read_as_it_stands(engine: sa.Engine, live: Live) -> None:
     assert details is not None
     assert details.run == run
     assert (details.state, details.version, details.token) == (State.TRAINING, 9, 1)
-    assert (details.checkpoint_step, details.whole_timesteps) == (10_240, 10_240)
+    assert (details.checkpoint_step, details.last_step) == (10_240, 10_240)
     assert details.lease_until is not None
     assert details.lease_until > details.read_at
     ready = next(logged for logged in reads.history("run-one") if logged.type == "features_ready")

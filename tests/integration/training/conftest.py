@@ -15,8 +15,9 @@ import pytest
 import sqlalchemy as sa
 
 from training_fsm.domain.commands import Command, RequestTraining
-from training_fsm.domain.request import TrainingRequest
+from training_fsm.domain.request import read_request
 from training_fsm.domain.run import Run
+from training_fsm.domain.states import State
 from training_fsm.local.broker import Broker
 from training_fsm.local.mlflow_server import MlflowServer
 from training_fsm.local.postgres import PostgresServer
@@ -47,7 +48,7 @@ class Family:
         """The event log that all of them share."""
         return PostgresEventLog(self.engine)
 
-    def start_worker(self, *arguments: str) -> ManagedProcess:
+    def start_worker(self, *arguments: str, **environment: str) -> ManagedProcess:
         """One more worker process."""
         self.sequence += 1
         name = f"worker-{self.sequence}"
@@ -60,7 +61,7 @@ class Family:
             str(self.settings.home),
             *arguments,
         ]
-        env = os.environ | {"TRAINING_FSM_WORKER_NAME": name}
+        env = os.environ | {"TRAINING_FSM_WORKER_NAME": name} | environment
         worker = start_process(name, command, log=self.logs / f"{name}.log", env=env)
         self.workers.append(worker)
         return worker
@@ -86,8 +87,18 @@ class Family:
 
     def request(self, run_id: str, **changes: object) -> None:
         """Ask for a small run over Kafka; `changes` replace the request's fields."""
-        fields = json.loads(json.dumps(REQUEST | changes))
-        self.send(RequestTraining(run_id=run_id, request=TrainingRequest.model_validate_json(json.dumps(fields))))
+        self.send(RequestTraining(run_id=run_id, request=read_request(json.dumps(REQUEST | changes))))
+
+    def go_on(self, run_id: str, parent: str, **changes: object) -> None:
+        """Ask over Kafka to continue a model."""
+        fields = {"mode": "continue", "parent": parent, **changes}
+        self.send(RequestTraining(run_id=run_id, request=read_request(json.dumps(fields))))
+
+    def registered(self, run_id: str) -> Run:
+        """The run once it has ended, which must be as a registered model."""
+        run = self.wait(run_id, lambda run: run.ended)
+        assert run.state is State.REGISTERED, run.failure
+        return run
 
     def wait(self, run_id: str, reached: Callable[[Run], bool], timeout_s: float = 150) -> Run:
         """The run as soon as it satisfies the condition."""

@@ -16,7 +16,7 @@ from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
 from mlflow import MlflowClient
 
 from training_fsm.client.artifact_store import MlflowArtifacts
-from training_fsm.client.mlflow_client import MlflowConnection
+from training_fsm.client.mlflow_connection import MlflowConnection
 from training_fsm.domain import events as e
 from training_fsm.domain.commands import CancelRun
 from training_fsm.domain.run import Run
@@ -65,7 +65,8 @@ def _assert_as_written(family: Family, run_id: str, *, with_files: bool = False)
 def _assert_no_metric_twice(family: Family, run: Run) -> None:
     client = MlflowClient(family.settings.mlflow_tracking_uri)
     assert run.tracking_run_id is not None
-    updates = run.request.agent.whole_timesteps // run.request.agent.rollout_timesteps
+    agent = run.plan.request.agent
+    updates = agent.whole_timesteps // agent.rollout_timesteps
     expected = {"train/loss": updates, "validation/total_return_fraction": 1, "test/sharpe": 1}
     for name, points in expected.items():
         steps = Counter(point.step for point in client.get_metric_history(run.tracking_run_id, name))
@@ -105,7 +106,7 @@ def test_from_request_to_registered_model(family: Family) -> None:
     version = client.get_model_version("eurusd-ppo", str(run.registered.version))
     assert version.tags["training_fsm.run_id"] == "straight"
     assert version.tags["training_fsm.data_digest"] == run.data.digest
-    assert version.tags["training_fsm.feature_config_hash"] == run.feature_config.hash
+    assert version.tags["training_fsm.feature_config_hash"] == run.plan.feature_config.hash
 
     topics = Topics.with_prefix(family.settings.topic_prefix)
     published = list(dict.fromkeys(_published(family, topics.events, "straight", len(history))))

@@ -9,9 +9,9 @@ from training_fsm.client.digest import file_digest
 from training_fsm.core.backtest import Backtest, backtest_numbers, run_backtest
 from training_fsm.core.backtest_report import BacktestSummary, write_report
 from training_fsm.core.market_data import MarketData, market_data
+from training_fsm.domain.facts import Judgement
 from training_fsm.domain.metrics import HEADLINE_METRICS, KNOWN_METRICS
 from training_fsm.domain.request import EnvironmentConfig, PriceColumns
-from training_fsm.service.backtesting_evaluation_service import Evaluation
 
 FREE = EnvironmentConfig(start_balance=1000.0, fee=0.0)
 SHORT, FLAT, LONG = 0, 1, 2
@@ -36,9 +36,9 @@ def _market(*close: float) -> MarketData:
     return market_data(frame, PriceColumns(close="close"), ["feature"])
 
 
-def _summary(backtest: Backtest) -> Evaluation:
+def _summary(backtest: Backtest) -> Judgement:
     numbers = backtest_numbers(backtest, 252, 0)
-    return Evaluation(numbers.metrics, numbers.bands, (), ())
+    return Judgement(metrics=numbers.metrics, bands=numbers.bands, gate=(), validations=(), passed=True)
 
 
 def test_a_backtest_worked_out_by_hand() -> None:

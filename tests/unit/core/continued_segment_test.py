@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import random
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -446,6 +447,8 @@ def test_child_of_a_plain_zip(kind: str, steps: int, tmp_path: Path) -> None:
     assert result.steps == steps + HALF
     mine = read_policy(result.checkpoint)
     assert all(np.array_equal(mine[name], value.numpy()) for name, value in theirs.policy.state_dict().items())
+    # nothing of agent.seed's own sequence is drawn again, so that the noise is not that of the parent's first rollouts
+    assert generators(result.checkpoint)[0] != np.asarray(random.Random(5).getstate()[1], dtype=np.uint32).tobytes()
     theirs_moved = 192 // 64 * 2 * 64 // 32 if steps else 0
     assert moment_steps(result.checkpoint) == {theirs_moved + updates(HALF)}
     assert state(result.checkpoint)["n_updates"] == (theirs._n_updates if steps else 0) + HALF // ROLLOUT * 2

@@ -16,6 +16,7 @@ from training_fsm.domain.decide import (
     failed,
     feature_request_id,
     hear,
+    looked_up,
     overdue,
 )
 from training_fsm.domain.evolve import evolve
@@ -25,6 +26,7 @@ from training_fsm.domain.notifications import Notification, PreprocessCompleted,
 from training_fsm.domain.policy import Policy
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import ENDS, State
+from training_fsm.domain.timeframe import TimeRange
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 POLICY = Policy(features_deadline_s=3600, attempts_max=3, backoff_first_s=2, backoff_max_s=60)
@@ -231,8 +233,15 @@ def test_retry_goes_back_to_where_the_run_failed(state: State, histories: dict[S
 
 def test_retry_where_no_way_leads_back_is_refused(histories: dict[State, tuple[e.Event, ...]]) -> None:
     """Old history may have failed in a state that the machine does not lead back to."""
+    failure = e.RunFailed(reason=AWAY, failed_from=State.REJECTED)
+    Given((*histories[State.REQUESTED], failure)).when(RETRY).refused("no way back to REJECTED")
+
+
+def test_a_retry_before_anything_was_asked_asks_ingest(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """From scratch there is no look-up that a worker could begin with."""
     failure = e.RunFailed(reason=AWAY, failed_from=State.REQUESTED)
-    Given((*histories[State.REQUESTED], failure)).when(RETRY).refused("no way back to REQUESTED")
+    asked = e.FeaturesRequested(request_id=FIRST, attempt=1, deadline=DEADLINE)
+    Given((*histories[State.REQUESTED], failure)).when(RETRY).then(e.RunRetried(actor="a", why="w"), asked)
 
 
 def test_an_answer_of_ingest_is_recorded_once(histories: dict[State, tuple[e.Event, ...]]) -> None:
@@ -313,3 +322,77 @@ def test_a_command_without_a_decision_is_a_fault_of_ours(histories: dict[State, 
     """A command type that nobody decides must not pass as a refusal."""
     with pytest.raises(TypeError, match="no decision for Command"):
         decide(Given(histories[State.TRAINING]).run, Command(run_id=RUN_ID), NOON, POLICY)
+
+
+ContinuedLife = Callable[[str, bool], tuple[e.Event, ...]]
+PART = TimeRange(start="2018-01-01T00:00:00Z", end="2018-02-01T00:00:00Z")
+EARLIER = TimeRange(start="2016-06-01T00:00:00Z", end="2017-01-01T00:00:00Z")
+
+
+def test_a_request_to_continue_waits_for_a_worker(continued_life: ContinuedLife) -> None:
+    """Nobody is asked for features before the parent is known."""
+    requested = continued_life(RUN_ID, False)[0]
+    assert isinstance(requested, e.RunRequested)
+    run = given().when(RequestTraining(run_id=RUN_ID, request=requested.request)).then(requested)
+    assert run is not None
+    assert (run.state, run.claimable, run.request, run.model) == (State.REQUESTED, True, None, "eurusd-ppo")
+
+
+def test_a_continued_run_is_a_worker_s_until_it_asks(continued_life: ContinuedLife) -> None:
+    """To find its parent, to look into Feast, and again once it can train; not while preprocess is waited for."""
+    whole = continued_life(RUN_ID, True)
+    claimable = [given(*whole[: upto + 1]).run.claimable for upto in range(len(whole))]
+    first = {type(event): number for number, event in reversed(list(enumerate(whole)))}
+    asking, ready, done = first[e.FeaturesRequested], first[e.FeaturesReady], first[e.ModelRegistered]
+    assert claimable == [not asking <= number < ready and number < done for number in range(len(whole))]
+
+
+def test_asking_gives_the_run_back(continued_life: ContinuedLife) -> None:
+    """The worker that looked things up is not one that died with the run."""
+    whole = continued_life(RUN_ID, True)
+    run = given(*whole).run
+    assert run.attempts_failed == 0
+    assert run.first_step == 10_240
+    assert run.last_step == 20_480
+
+
+def test_a_look_into_feast_finds_all_or_asks_for_what_is_lacking(continued_life: ContinuedLife) -> None:
+    """One question to ingest, from the first lacking bar to the last."""
+    run = given(*continued_life(RUN_ID, False)[:3]).run
+    ready = e.FeaturesReady(request_id=e.FOUND_IN_FEAST, total_features_computed=0, success_details={})
+    assert looked_up(run, "service", (), NOON, POLICY) == (ready,)
+    whole = TimeRange(start=EARLIER.start, end=PART.end)
+    assert looked_up(run, "service", (PART, EARLIER), NOON, POLICY) == (
+        e.FeaturesLacking(service="service", ranges=(PART, EARLIER)),
+        e.FeaturesRequested(request_id=FIRST, attempt=1, deadline=DEADLINE, range=whole),
+    )
+
+
+def test_a_retry_of_a_continued_run_goes_on_with_what_it_was_at(continued_life: ContinuedLife) -> None:
+    """The parent, Feast, or the range that was lacking."""
+    whole = continued_life(RUN_ID, True)
+    retried = e.RunRetried(actor="a", why="w")
+
+    def failed_after(count: int) -> Given:
+        before = given(*whole[:count])
+        return Given((*before.events, e.RunFailed(reason=AWAY, failed_from=before.run.state)))
+
+    run = failed_after(2).when(RETRY).then(retried)
+    assert run is not None
+    assert (run.state, run.claimable) == (State.REQUESTED, True)
+    run = failed_after(3).when(RETRY).then(retried)
+    assert run is not None
+    assert (run.state, run.claimable) == (State.AWAITING_FEATURES, True)
+    asked = next(event for event in whole if isinstance(event, e.FeaturesRequested))
+    again = asked.model_copy(update={"request_id": SECOND, "attempt": 2, "deadline": DEADLINE})
+    run = failed_after(5).when(RETRY).then(retried, again)
+    assert run is not None
+    assert not run.claimable
+
+
+def test_failures_of_a_look_up_are_bounded(continued_life: ContinuedLife) -> None:
+    """There is no deadline that would end them."""
+    for count in (2, 3):
+        run = given(*continued_life(RUN_ID, False)[:count]).run.model_copy(update={"attempts_failed": 2})
+        outcome = failed(run, AWAY, passing=True, now=NOON, policy=POLICY, jitter=0.0)
+        assert outcome == (e.RunFailed(reason=AWAY, failed_from=run.state),)

@@ -19,19 +19,22 @@ from training_fsm.domain.upcasters import UPCASTERS, read_event
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 Life = Callable[[str], tuple[e.Event, ...]]
+ContinuedLife = Callable[[str, bool], tuple[e.Event, ...]]
 
 
 def _read(event: e.Event) -> e.Event:
     return read_event(event.type(), event.schema_version, event.model_dump_json())
 
 
-def _all(life: Life) -> tuple[e.Event, ...]:
+def _all(life: Life, continued_life: ContinuedLife) -> tuple[e.Event, ...]:
     """One event of every type at least."""
     whole = life("r")
     failure = Failure(kind="training_error", words="loss is \x00 NaN", field="loss", range="…", detail="Ünï\u2028")
     started = next(event for event in whole if isinstance(event, e.TrainingStarted))
     return (
         *whole,
+        *continued_life("c", True),
+        e.ChampionPromoted(name="m", version=2, digest="d", run_id="r", supersedes=1),
         e.TrainingResumed(
             token=2,
             step=0,
@@ -59,9 +62,9 @@ def _all(life: Life) -> tuple[e.Event, ...]:
     )
 
 
-def test_every_event_type_comes_back_from_its_text(life: Life) -> None:
+def test_every_event_type_comes_back_from_its_text(life: Life, continued_life: ContinuedLife) -> None:
     """What was stored and is read again is written as the same bytes again."""
-    events = _all(life)
+    events = _all(life, continued_life)
     assert {type(event) for event in events} == set(e.EVENT_TYPES.values())
     for event in events:
         assert _read(event).model_dump_json() == event.model_dump_json()

@@ -16,7 +16,7 @@ from training_fsm.domain.states import ENDS, State
 
 Life = Callable[[str], tuple[e.Event, ...]]
 FAILURE = Failure(kind="worker_crashed", words="killed")
-STREAMS_OF_THEIR_OWN = {e.CommandRefused, e.MessageDeadLettered}
+STREAMS_OF_THEIR_OWN = {e.ChampionPromoted, e.CommandRefused, e.MessageDeadLettered}
 
 
 def _after(events: tuple[e.Event, ...]) -> Run | None:
@@ -27,7 +27,7 @@ def _after(events: tuple[e.Event, ...]) -> Run | None:
 
 
 @pytest.fixture
-def event_of(life: Life) -> dict[type[e.Event], e.Event]:
+def event_of(life: Life, continued_life: Callable[[str, bool], tuple[e.Event, ...]]) -> dict[type[e.Event], e.Event]:
     """One event of each type that a run can have."""
     asked = feature_request_id("r", 1)
     more = (
@@ -41,7 +41,7 @@ def event_of(life: Life) -> dict[type[e.Event], e.Event]:
         e.RunCancelled(actor="a", why="w"),
         e.RunRetried(actor="a", why="w"),
     )
-    return {type(event): event for event in (*life("r"), *more)}
+    return {type(event): event for event in (*continued_life("r", True), *life("r"), *more)}
 
 
 def _started(life: Life) -> e.TrainingStarted:

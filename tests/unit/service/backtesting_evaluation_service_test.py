@@ -3,12 +3,13 @@ import math
 import pytest
 
 from training_fsm.domain.errors import TrainingFsmError
-from training_fsm.domain.facts import Artifact
+from training_fsm.domain.facts import Contest, ModelRef
 from training_fsm.domain.metrics import KNOWN_METRICS, BacktestNumbers, TradeOutcome, known_metric
-from training_fsm.domain.request import EvaluationSettings, GateRule, TrainingRequest, ValidationSpec
+from training_fsm.domain.request import ChampionRule, EvaluationSettings, GateRule, TrainingRequest, ValidationSpec
 from training_fsm.domain.validations import VALIDATIONS, validation
 from training_fsm.service.backtesting_evaluation_service import (
     BacktestingEvaluationService,
+    champion_verdict,
     gate_verdict,
 )
 
@@ -51,6 +52,14 @@ class Recorded:
         return self.numbers
 
 
+class NoRing:
+    """Nobody asks for a contest here."""
+
+    def fight(self, request: TrainingRequest, metric: str) -> Contest:
+        """Fails the test."""
+        raise AssertionError("no contest was asked for")
+
+
 def test_everything_must_pass() -> None:
     """One failed rule or validation fails the evaluation, and is named; the event carries every verdict."""
     settings = EvaluationSettings(
@@ -58,18 +67,69 @@ def test_everything_must_pass() -> None:
         validations=(ValidationSpec(name="MaxDrawdownValidation", config={"max_drawdown_pct": 5}),),
     )
     backtester = Recorded(_numbers(returns=(0.1, -0.08), sharpe=1.0, trades=11))
-    evaluation = BacktestingEvaluationService(backtester).evaluate(_request(settings))
-    assert evaluation.failed == ("trades", "MaxDrawdownValidation")
-    event = evaluation.finished(Artifact(uri="runs:/a/b", sha256="0" * 64, size_bytes=1))
-    assert not event.passed
-    assert [verdict.passed for verdict in (*event.gate, *event.validations)] == [True, False, False]
+    judgement = BacktestingEvaluationService(backtester, NoRing()).evaluate(_request(settings))
+    assert judgement.failed == ("trades", "MaxDrawdownValidation")
+    assert not judgement.passed
+    assert [verdict.passed for verdict in (*judgement.gate, *judgement.validations)] == [True, False, False]
 
 
 def test_without_rules_everything_passes() -> None:
     """A request that asks nothing gets a pass, with the metrics."""
-    evaluation = BacktestingEvaluationService(Recorded(_numbers(sharpe=-3.0))).evaluate(_request(EvaluationSettings()))
-    assert evaluation.passed
-    assert evaluation.metrics["sharpe"] == -3.0
+    service = BacktestingEvaluationService(Recorded(_numbers(sharpe=-3.0)), NoRing())
+    judgement = service.evaluate(_request(EvaluationSettings()))
+    assert judgement.passed
+    assert judgement.metrics["sharpe"] == -3.0
+    assert judgement.contest is None
+
+
+CONTEST = Contest(champion=ModelRef(name="eurusd-ppo", version=2), stream_version=4, metric="sharpe", bars=200)
+
+
+@pytest.mark.parametrize(
+    ("rule", "challenger", "champion", "passed"),
+    [
+        (ChampionRule(), 0.8, 0.5, True),
+        (ChampionRule(), 0.5, 0.5, False),
+        (ChampionRule(margin=0.5), 0.8, 0.5, False),
+        (ChampionRule(metric="max_drawdown_fraction"), 0.1, 0.2, True),
+        (ChampionRule(metric="max_drawdown_fraction"), 0.3, 0.2, False),
+        (ChampionRule(metric="max_drawdown_fraction", margin=0.05), 0.16, 0.2, False),
+        (ChampionRule(), math.nan, 0.5, False),
+        (ChampionRule(), 0.5, math.nan, False),
+    ],
+)
+def test_a_challenger_must_be_better_by_more_than_the_margin(
+    rule: ChampionRule, challenger: float, champion: float, passed: bool
+) -> None:
+    """A tie is the champion's, less loss is better, and what is no number beats nobody."""
+    contest = CONTEST.model_copy(
+        update={"challenger_metrics": {rule.metric: challenger}, "champion_metrics": {rule.metric: champion}}
+    )
+    verdict = champion_verdict(rule, contest)
+    assert verdict.passed is passed
+    assert "eurusd-ppo/2" in verdict.explanation
+
+
+def test_without_a_champion_nobody_has_to_be_beaten() -> None:
+    """The first challenger becomes champion; one that cannot be compared does not."""
+    assert champion_verdict(ChampionRule(), CONTEST.model_copy(update={"champion": None})).passed
+    obstacle = CONTEST.model_copy(update={"obstacle": "3 bars lie behind the training of both"})
+    verdict = champion_verdict(ChampionRule(), obstacle)
+    assert (verdict.passed, verdict.explanation) == (False, "3 bars lie behind the training of both")
+
+
+def test_the_contest_is_one_rule_of_the_gate() -> None:
+    """A good model that does not beat the champion is not registered."""
+    lost = CONTEST.model_copy(update={"challenger_metrics": {"sharpe": 0.1}, "champion_metrics": {"sharpe": 0.5}})
+
+    class Ring:
+        def fight(self, request: TrainingRequest, metric: str) -> Contest:
+            assert metric == "sharpe"
+            return lost
+
+    settings = EvaluationSettings(gate=(GateRule(metric="trades", min=0),), champion=ChampionRule())
+    judgement = BacktestingEvaluationService(Recorded(_numbers(sharpe=9.0)), Ring()).evaluate(_request(settings))
+    assert (judgement.passed, judgement.failed, judgement.contest) == (False, ("champion",), lost)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +240,4 @@ def test_a_failing_backtest_fails_the_evaluation() -> None:
             raise TrainingFsmError("no test rows")
 
     with pytest.raises(TrainingFsmError, match="no test rows"):
-        BacktestingEvaluationService(Broken()).evaluate(_request(EvaluationSettings()))
+        BacktestingEvaluationService(Broken(), NoRing()).evaluate(_request(EvaluationSettings()))

@@ -89,7 +89,7 @@ def _time_to_kill(details: RunDetails) -> bool:
         details.state is State.TRAINING
         and details.worker is not None
         and details.checkpoint_step is not None
-        and reached(details) >= KILL_AT_FRACTION * details.whole_timesteps
+        and reached(details) >= KILL_AT_FRACTION * (details.last_step or 0)
     )
 
 
@@ -136,7 +136,7 @@ class _Display:
         self._console.print(line, no_wrap=True, overflow="ellipsis")
 
     def progress(self, details: RunDetails) -> None:
-        step, total = reached(details), details.whole_timesteps
+        step, total = reached(details), details.last_step or 0
         words = f"{step:,} of {total:,}"
         if details.state is State.TRAINING and details.progress is not None:
             words += _speed(details.progress)

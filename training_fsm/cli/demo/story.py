@@ -46,7 +46,7 @@ def tell(stack: LocalStack, console: Console) -> None:
     console.print(_take_over(followed), soft_wrap=True)
     published = published_versions(settings, run_id, followed.details.version)
     versions = [logged.version for logged in followed.history]
-    faults += faults_of_log(versions, [logged.event for logged in followed.history], request.agent.whole_timesteps)
+    faults += faults_of_log(versions, [logged.event for logged in followed.history], followed.details.last_step or 0)
     faults += faults_of_kafka(published, versions)
 
     _heading(console, "the backtest, on bars that no training has seen")
