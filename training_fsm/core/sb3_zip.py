@@ -56,6 +56,7 @@ class _Counters(BaseModel):
 def inspect(path: Path, sha256: str, trusted: bool) -> Inspected:
     """See whether the file is a zip of PPO's MlpPolicy and, if trusted, what it says; then its pickles are run.
 
+    Untrusted it says only what the shapes of its weights show: the net.
     Learning rates and clip ranges that change while training are not inherited, only constant ones are.
     Raises ArtifactDamaged where the bytes are not those named, and ParentUnfit.
     """
@@ -63,7 +64,7 @@ def inspect(path: Path, sha256: str, trusted: bool) -> Inspected:
     with _opened(data) as archive:
         arch = _net_arch(_weights(archive))
         if not trusted:
-            return Inspected(steps=0, inherited={})
+            return Inspected(steps=0, inherited={"agent": {"net_arch": [*arch]}})
         counters = _counters(archive)
         _check_optimizer(_load(archive, _OPTIMIZER))
     return Inspected(steps=counters.num_timesteps, inherited={"agent": agent_fields(data, arch)})

@@ -11,7 +11,7 @@ from training_fsm.domain.errors import ParentUnfit
 from training_fsm.domain.events import ParentResolved
 from training_fsm.domain.explain import explain
 from training_fsm.domain.facts import Failure, StoredData
-from training_fsm.domain.features import definitions_hash
+from training_fsm.domain.features import FeatureConfigRequest, definitions_hash
 from training_fsm.domain.lineage import Change, Inheritance, Parent, Part, Reset
 from training_fsm.domain.request import ContinueRequest, TrainingRequest, completed
 
@@ -44,8 +44,7 @@ def resolve(
         lines = explain(error)
         words = f"the request does not fit the parent: {'; '.join(lines)}"
         raise ParentUnfit(Failure(kind="parent_unfit", words=words, field=lines[0].split(":")[0])) from error
-    if record is not None:
-        _check_unchanged(record.request, request)
+    _check_unchanged(base, request)
     return ParentResolved(
         parent=parent,
         request=request,
@@ -88,6 +87,7 @@ def inheritance(parent: Parent, request: TrainingRequest, data: StoredData) -> I
                 ("data", record.data.digest != data.digest),
                 ("data.columns", before.data.columns != request.data.columns),
                 ("split", record.data.bounds.training != data.bounds.training),
+                ("observed columns", record.data.observation_columns != data.observation_columns),
                 ("normalisation", record.data.normalisation != data.normalisation),
                 ("env", before.env != request.env),
                 ("agent.n_envs", before.agent.n_envs != request.agent.n_envs),
@@ -111,21 +111,26 @@ def inheritance(parent: Parent, request: TrainingRequest, data: StoredData) -> I
     )
 
 
-def _check_unchanged(before: TrainingRequest, after: TrainingRequest) -> None:
-    old, new = _leaves(before) | _feature_set(before), _leaves(after) | _feature_set(after)
-    wrong = [name for name in (*UNCHANGEABLE, *_feature_set(before)) if old.get(name) != new.get(name)]
+def _check_unchanged(inherited: Mapping[str, JsonValue], request: TrainingRequest) -> None:
+    """Of a zip only some of the fields are known."""
+    old, new = (_shapes(fields) for fields in (inherited, request.model_dump(mode="json")))
+    wrong = [name for name, value in old.items() if value != new[name]]
     if wrong:
-        sides = "; ".join(f"{name}: the parent has {old.get(name)}, the request {new.get(name)}" for name in wrong)
+        sides = "; ".join(f"{name}: the parent has {old[name]}, the request {new[name]}" for name in wrong)
         raise ParentUnfit(
             Failure(kind="parent_unfit", words=f"what may not change differs: {sides}", field=", ".join(wrong))
         )
 
 
-def _feature_set(request: TrainingRequest) -> dict[str, str]:
-    return {
-        "features.semver": request.features.semver,
-        "features.hash": definitions_hash(request.features.feature_definitions),
-    }
+def _shapes(request: Mapping[str, JsonValue]) -> dict[str, str]:
+    """The fields of a request in JSON that may not change, as far as it has them."""
+    fields = leaves({name: value for name, value in request.items() if name != "features"})
+    found = {name: json.dumps(fields[name]) for name in UNCHANGEABLE if name in fields}
+    if "features" in request:
+        features = FeatureConfigRequest.model_validate(request["features"])
+        found["features.semver"] = features.semver
+        found["features.hash"] = definitions_hash(features.feature_definitions)
+    return found
 
 
 def _leaves(request: TrainingRequest) -> dict[str, str]:

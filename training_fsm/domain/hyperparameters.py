@@ -14,7 +14,8 @@ class LinearSchedule(Model):
     start: float = Field(ge=0)
     end: float = Field(ge=0)
     horizon_timesteps: int | None = Field(default=None, gt=0)
-    """Environment steps over which it moves; the run's own total_timesteps where absent."""
+    """Environment steps over which it moves, counted from the first ancestor's start, so that a continued run goes on
+    where its parent's schedule was. Absent: this run's own steps, and a continued run begins it again."""
 
 
 Scheduled = float | LinearSchedule

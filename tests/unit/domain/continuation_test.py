@@ -171,6 +171,16 @@ def test_a_trusted_zip_s_settings_are_inherited(parent: Parent, request_fields: 
     assert (request.agent.hyperparameters.gamma, request.agent.hyperparameters.n_steps) == (0.6, 128)
 
 
+def test_the_net_of_a_zip_may_not_change_either(parent: Parent, request_fields: dict[str, JsonValue]) -> None:
+    """Its shapes are known before anything is computed."""
+    zipped = parent.model_copy(update={"kind": "sb3_weights", "record": None})
+    given = {name: value for name, value in request_fields.items() if name != "mode"}
+    inherited: dict[str, JsonValue] = {"agent": {"net_arch": [8]}}
+    with pytest.raises(ParentUnfit, match=r"agent.net_arch: the parent has \[8\], the request \[64, 64\]"):
+        resolve(asked(**given, agent={"net_arch": [64, 64]}), zipped, NOON, inherited)
+    assert resolve(asked(**given), zipped, NOON, inherited).request.agent.net_arch == (8,)
+
+
 def test_all_goes_on_where_nothing_changed(parent: Parent) -> None:
     """As if the training had never stopped."""
     inherited = inheritance(parent, resolve(asked(), parent, NOON).request, data_of(parent))
