@@ -1,7 +1,8 @@
 """Models, their families and what differs between two of them, for people."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -17,9 +18,12 @@ from training_fsm.domain.run import Run
 from training_fsm.service.model_comparison import Comparison, Kinship
 from training_fsm.store.model_reads import ModelVersion
 
-_COLUMNS = ("WHAT", "DATA", "RANGE", "FEATURES", "STEPS", "RETURN", "SHARPE", "DRAWDOWN")
-"""Of a version, behind its name; the last three are of the test part."""
 _NUMBERS = ("STEPS", "RETURN", "SHARPE", "DRAWDOWN")
+"""Right-aligned; the last three are of the test part."""
+_COLUMNS = {"REGISTERED": 11, "PARENT": 12, "WHAT": 10, "DATA": 6, "RANGE": 13, "FEATURES": 10}
+"""Columns that may take several lines, and the width of their longest word."""
+_NEEDS = {"REGISTERED": 140, "DATA": 110, "FEATURES": 110}
+"""Terminals that are narrower leave these columns out."""
 SHOWN_MAX = 300
 """Characters of a value; `--json` has all of it."""
 
@@ -40,21 +44,43 @@ def print_versions(versions: Sequence[ModelVersion]) -> None:
     if not versions:
         console.print("no models")
         return
-    table = _table("MODEL", "REGISTERED", "PARENT")
+    names = ("MODEL", "REGISTERED", "PARENT", "WHAT", "DATA", "RANGE", "FEATURES", *_NUMBERS)
+    table = _Table(console, names, _NEEDS | {"DATA": 130, "RANGE": 100})
     for version in versions:
         parent = str(version.parent or version.continues or "")
-        table.add_row(printable(str(version.ref)), moment(version.registered_at), printable(parent), *_cells(version))
-    console.print(table)
+        table.add({"MODEL": str(version.ref), "PARENT": parent} | _cells(version))
+    table.print()
 
 
 def print_family(rows: Sequence[Row]) -> None:
     """The tree of a model's family; the one that was asked for stands out."""
-    table = _table("MODEL")
+    table = _Table(make_console(), ("MODEL", "WHAT", "DATA", "RANGE", "FEATURES", *_NUMBERS))
     for lines, relative in rows:
+        cells = {"WHAT": _unknown(relative)} if relative.details is None else _cells(relative.details)
         name = f"{lines}{relative.ref}{' ◀' if relative.asked_for else ''}"
-        cells = (_unknown(relative),) if relative.details is None else _cells(relative.details)
-        table.add_row(printable(name), *cells, style="bold" if relative.asked_for else "")
-    make_console().print(table)
+        table.add({"MODEL": name} | cells, style="bold" if relative.asked_for else "")
+    table.print()
+
+
+class _Table:
+    """Rows of versions, in as many columns as the terminal has room for."""
+
+    def __init__(self, console: Console, names: Sequence[str], needs: Mapping[str, int] = _NEEDS) -> None:
+        self._console = console
+        self._names = [name for name in names if console.width >= needs.get(name, 0)]
+        self._table = Table(box=None, pad_edge=False)
+        for name in self._names:
+            justify: Literal["left", "right"] = "right" if name in _NUMBERS else "left"
+            width = _COLUMNS.get(name)
+            self._table.add_column(name, overflow="fold", no_wrap=width is None, min_width=width, justify=justify)
+
+    def add(self, cells: Mapping[str, str], style: str = "") -> None:
+        """A row; what it does not say stays empty."""
+        self._table.add_row(*(printable(cells.get(name, "")) for name in self._names), style=style)
+
+    def print(self) -> None:
+        """On the console that it was made for."""
+        self._console.print(self._table)
 
 
 def _unknown(relative: Relative) -> str:
@@ -63,27 +89,20 @@ def _unknown(relative: Relative) -> str:
     return "not in this log" + (f", nor {count(missing, 'generation')} before it" if missing > 0 else "")
 
 
-def _table(*first: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in (*first, *_COLUMNS):
-        fixed = name in ("MODEL", *_NUMBERS)
-        table.add_column(name, overflow="fold", no_wrap=fixed, justify="right" if name in _NUMBERS else "left")
-    return table
-
-
-def _cells(version: ModelVersion) -> tuple[str, ...]:
+def _cells(version: ModelVersion) -> dict[str, str]:
     of_a_zip = version.parent_kind not in (None, "training_fsm")
     marks = (("champion", version.champion), ("candidate", version.candidate), ("from an SB3 zip", of_a_zip))
-    return (
-        ", ".join(word for word, held in marks if held),
-        printable(f"{version.symbol} {version.timeframe}"),
-        span(version.data_start, version.data_end),
-        f"{version.feature_semver} {version.feature_hash}",
-        UNKNOWN if version.steps is None else f"{version.steps:,}",
-        _number(version.test_total_return_fraction, ".2%"),
-        _number(version.test_sharpe, ".4g"),
-        _number(version.test_max_drawdown_fraction, ".2%"),
-    )
+    return {
+        "REGISTERED": moment(version.registered_at),
+        "WHAT": ", ".join(word for word, held in marks if held),
+        "DATA": f"{version.symbol} {version.timeframe}",
+        "RANGE": span(version.data_start, version.data_end),
+        "FEATURES": f"{version.feature_semver} {version.feature_hash}",
+        "STEPS": UNKNOWN if version.steps is None else f"{version.steps:,}",
+        "RETURN": _number(version.test_total_return_fraction, ".2%"),
+        "SHARPE": _number(version.test_sharpe, ".4g"),
+        "DRAWDOWN": _number(version.test_max_drawdown_fraction, ".2%"),
+    }
 
 
 def _number(value: float | None, shape: str) -> str:

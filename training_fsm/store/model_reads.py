@@ -11,38 +11,67 @@ from training_fsm.domain.timeframe import UtcTime
 from training_fsm.store.errors import domain_errors
 from training_fsm.store.reads import PostgresReads
 
-_VERSIONS = """
-    WITH newest AS (SELECT model, max(version) AS version FROM models GROUP BY model)
-    SELECT models.*, models.version = newest.version AS candidate,
-           run #>> '{parent,kind}' AS parent_kind, run #>> '{continues,parent}' AS continues
-    FROM models JOIN newest USING (model) JOIN run_heads USING (run_id)
+# The folded runs are long: what finds a version is taken out of each once, all else only out of those found.
+_KNOWN = """
+    WITH taken AS MATERIALIZED (
+        SELECT run_id, changed_at, (run -> 'registered')::jsonb AS model FROM run_heads WHERE state = 'REGISTERED'
+    ), known AS MATERIALIZED (
+        SELECT run_id, changed_at, model ->> 'name' AS name, (model ->> 'version')::int AS version,
+               model #>> '{parent,name}' AS parent_name, (model #>> '{parent,version}')::int AS parent_version,
+               coalesce(model #>> '{root,name}', model ->> 'name') AS root_name,
+               coalesce(model #>> '{root,version}', model ->> 'version')::int AS root_version,
+               max((model ->> 'version')::int) OVER (PARTITION BY model ->> 'name') AS newest
+        FROM taken
+    )
 """
 
 _LIST = sa.text(
-    f"{_VERSIONS} WHERE cast(:name AS text) IS NULL OR models.model = :name "
-    "ORDER BY registered_at DESC, models.version DESC LIMIT :limit"
+    f"""
+    {_KNOWN}
+    SELECT run_id, version = newest AS candidate FROM known WHERE cast(:name AS text) IS NULL OR name = :name
+    ORDER BY changed_at DESC, name, version DESC LIMIT :limit
+    """
 )
 
 _OF_ROOTS = sa.text(
     f"""
-    {_VERSIONS}
-    WHERE (root_model, root_version) IN (
-        SELECT root_model, root_version FROM models
-        WHERE (model = :name AND (cast(:version AS int) IS NULL OR version = :version))
-           OR (parent_model = :name AND (cast(:version AS int) IS NULL OR parent_version = :version))
-           OR (root_model = :name AND (cast(:version AS int) IS NULL OR root_version = :version))
+    {_KNOWN}
+    SELECT run_id, version = newest AS candidate FROM known WHERE (root_name, root_version) IN (
+        SELECT root_name, root_version FROM known
+        WHERE (name = :name AND (cast(:version AS int) IS NULL OR version = :version))
+           OR (parent_name = :name AND (cast(:version AS int) IS NULL OR parent_version = :version))
+           OR (root_name = :name AND (cast(:version AS int) IS NULL OR root_version = :version))
     )
-    ORDER BY registered_at, models.model, models.version
+    ORDER BY changed_at, name, version
     """
 )
 
-_NUMBERS = sa.text("SELECT version, champion FROM models WHERE model = :name ORDER BY version")
+_VERSIONS = sa.text(
+    """
+    SELECT models.*, run #>> '{parent,kind}' AS parent_kind, run #>> '{continues,parent}' AS continues
+    FROM models JOIN run_heads USING (run_id) WHERE run_heads.run_id = ANY(:ids)
+    """
+)
 
-_NAMES = sa.text("SELECT DISTINCT model FROM models ORDER BY model")
+_NUMBERS = sa.text(
+    f"""
+    {_KNOWN}
+    SELECT array_agg(DISTINCT version ORDER BY version) AS versions,
+           (SELECT (payload ->> 'version')::int FROM events
+            WHERE stream = 'model-' || :name ORDER BY events.version DESC LIMIT 1) AS champion
+    FROM known WHERE name = :name
+    """
+)
+
+_NAMES = sa.text(f"{_KNOWN} SELECT DISTINCT name FROM known ORDER BY name")
 
 _RUN = sa.text(
-    "SELECT run::text FROM models JOIN run_heads USING (run_id) "
-    "WHERE models.model = :name AND models.version = :version ORDER BY registered_at DESC LIMIT 1"
+    f"""
+    {_KNOWN}
+    SELECT run::text FROM run_heads WHERE run_id = (
+        SELECT run_id FROM known WHERE name = :name AND version = :version ORDER BY changed_at DESC LIMIT 1
+    )
+    """
 )
 
 
@@ -110,11 +139,8 @@ class PostgresModelReads:
     def numbers(self, name: str) -> VersionNumbers:
         """Which versions of a name there are, and which of them is champion."""
         with domain_errors(), self._engine.connect() as connection:
-            rows = connection.execute(_NUMBERS, {"name": name}).all()
-        champions = [row.version for row in rows if row.champion]
-        return VersionNumbers(
-            versions=tuple(dict.fromkeys(row.version for row in rows)), champion=champions[-1] if champions else None
-        )
+            row = connection.execute(_NUMBERS, {"name": name}).one()
+        return VersionNumbers(versions=tuple(row.versions or ()), champion=row.champion)
 
     def names(self) -> Sequence[str]:
         """Every name under which a version is registered."""
@@ -129,13 +155,15 @@ class PostgresModelReads:
 
     def _versions(self, statement: sa.TextClause, values: dict[str, object]) -> Sequence[ModelVersion]:
         with domain_errors(), self._engine.connect() as connection:
-            rows = connection.execute(statement, values).all()
-        return tuple(_version(row) for row in rows)
+            candidates = {row.run_id: row.candidate for row in connection.execute(statement, values)}
+            rows = connection.execute(_VERSIONS, {"ids": list(candidates)}).all()
+        versions = {row.run_id: _version(row, candidate=candidates[row.run_id]) for row in rows}
+        return tuple(versions[run_id] for run_id in candidates)
 
 
-def _version(row: "sa.Row[tuple[object, ...]]") -> ModelVersion:
+def _version(row: "sa.Row[tuple[object, ...]]", *, candidate: bool) -> ModelVersion:
     columns = dict(row._mapping)
     for name in ("parent", "root"):
         model, version = columns.pop(f"{name}_model"), columns.pop(f"{name}_version")
         columns[name] = None if model is None else ModelRef(name=model, version=version)
-    return ModelVersion(**columns)
+    return ModelVersion(**columns, candidate=candidate)
