@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from training_fsm.domain.events import Event, MessageDeadLettered
 from training_fsm.domain.facts import Artifact, ModelRef
@@ -131,8 +131,9 @@ class Ingest(Protocol):
         wanted: TimeRange,
         request: TrainingRequest,
         feature_config: FeatureConfigVersionInfo,
+        context: Literal["training", "backfill"] = "training",
     ) -> IngestAnswer:
-        """Ask for data and features of a range.
+        """Ask for data and features of a range; a backfill computes also what is there.
 
         Raises IngestRefused on a 4xx with ingest's words, OutsideUnavailable on 5xx, time-outs and no connection.
         """
@@ -166,6 +167,10 @@ class Tracking(Protocol):
 
     def close_run(self, tracking_run_id: str, status: str) -> None:
         """End it as FINISHED, FAILED or KILLED."""
+        ...
+
+    def open_runs(self) -> Sequence[tuple[str, str]]:
+        """(tracking run, training run) of those that have not ended."""
         ...
 
 

@@ -74,6 +74,9 @@ class Settings(BaseSettings):
 
     features_deadline_s: float = Field(default=3600, gt=0)
     """From asking ingest to preprocess's message; then the run fails."""
+    refill: Literal["never", "backfill"] = "never"
+    """Whether ingest is asked once more, for a backfill, where preprocess said that all is there and it is not. A
+    backfill by preprocess destroys the columns of other feature configurations."""
     attempts_max: int = Field(default=8, gt=0)
     """Failures in a row, without progress, before a run fails."""
     backoff_first_s: float = Field(default=2, gt=0)
@@ -107,6 +110,7 @@ class Settings(BaseSettings):
         """Deadlines and retries."""
         return Policy(
             features_deadline_s=self.features_deadline_s,
+            refill=self.refill,
             attempts_max=self.attempts_max,
             backoff_first_s=self.backoff_first_s,
             backoff_max_s=self.backoff_max_s,

@@ -1,7 +1,5 @@
 """`training-fsm run …`: ask for runs, stop them, look at them."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +9,8 @@ from training_fsm.cli.errors import BadInput, NotSo
 from training_fsm.domain.states import State
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from training_fsm.domain.commands import Command
     from training_fsm.messaging.command_sender import Sent
     from training_fsm.settings import Settings
@@ -75,28 +75,61 @@ def submit(
 def cancel(ctx: typer.Context, run: RunId, why: Why = "", as_json: AsJson = False, home: Home = None) -> None:
     """Stop a run for good."""
     from training_fsm.domain.commands import CancelRun
-    from training_fsm.messaging.command_sender import actor
 
-    settings = settings_of(ctx, home)
-    with opened_log(settings) as log:
-        run_id = resolved(log, run)
-    with _checked():
-        command = CancelRun(run_id=run_id, actor=actor(), why=why)
-    _print_sent(_send(settings, command), as_json=as_json)
+    _order(ctx, home, run, CancelRun, as_json=as_json, why=why)
+
+
+@app.command()
+def pause(ctx: typer.Context, run: RunId, why: Why = "", as_json: AsJson = False, home: Home = None) -> None:
+    """Stop a training at its next checkpoint, until it is resumed."""
+    from training_fsm.domain.commands import PauseRun
+
+    _order(ctx, home, run, PauseRun, as_json=as_json, why=why)
+
+
+@app.command()
+def resume(ctx: typer.Context, run: RunId, why: Why = "", as_json: AsJson = False, home: Home = None) -> None:
+    """Let a paused training go on."""
+    from training_fsm.domain.commands import ResumeRun
+
+    _order(ctx, home, run, ResumeRun, as_json=as_json, why=why)
 
 
 @app.command()
 def retry(ctx: typer.Context, run: RunId, why: Why = "", as_json: AsJson = False, home: Home = None) -> None:
     """Send a failed run back to the state it failed in."""
     from training_fsm.domain.commands import RetryRun
-    from training_fsm.messaging.command_sender import actor
 
-    settings = settings_of(ctx, home)
-    with opened_log(settings) as log:
-        run_id = resolved(log, run)
-    with _checked():
-        command = RetryRun(run_id=run_id, actor=actor(), why=why)
-    _print_sent(_send(settings, command), as_json=as_json)
+    _order(ctx, home, run, RetryRun, as_json=as_json, why=why)
+
+
+@app.command()
+def extend(
+    ctx: typer.Context,
+    run: RunId,
+    additional_timesteps: Annotated[int, typer.Argument(metavar="STEPS", help="So many environment steps more.")],
+    why: Why = "",
+    as_json: AsJson = False,
+    home: Home = None,
+) -> None:
+    """Train for more steps than were asked for; a rejected run trains on and is judged again."""
+    from training_fsm.domain.commands import ExtendRun
+
+    _order(ctx, home, run, ExtendRun, as_json=as_json, why=why, additional_timesteps=additional_timesteps)
+
+
+@app.command()
+def override(
+    ctx: typer.Context,
+    run: RunId,
+    why: Annotated[str, typer.Option("--why", help="The reason; it stays with the model.")],
+    as_json: AsJson = False,
+    home: Home = None,
+) -> None:
+    """Register a rejected model all the same, under your name."""
+    from training_fsm.domain.commands import OverrideRejection
+
+    _order(ctx, home, run, OverrideRejection, as_json=as_json, why=why)
 
 
 @app.command("list")
@@ -162,16 +195,29 @@ def history(
             print_history(log.history(run_id))
 
 
-@contextmanager
-def _checked() -> Iterator[None]:
+def _order(
+    ctx: typer.Context,
+    home: "Path | None",
+    run: str,
+    command: "type[Command]",
+    *,
+    as_json: bool,
+    **fields: str | int,
+) -> None:
+    """Send a command about a run that is there, in the name of whoever types it."""
     from pydantic import ValidationError
 
     from training_fsm.domain.explain import explain
+    from training_fsm.messaging.command_sender import actor
 
+    settings = settings_of(ctx, home)
+    with opened_log(settings) as log:
+        run_id = resolved(log, run)
     try:
-        yield
+        ordered = command.model_validate({"run_id": run_id, "actor": actor(), **fields})
     except ValidationError as error:
         raise BadInput(*explain(error)) from error
+    _print_sent(_send(settings, ordered), as_json=as_json)
 
 
 def _send(settings: "Settings", command: "Command") -> "Sent":

@@ -36,7 +36,7 @@ class FeaturePreprocessingRequest(Model):
     request_id: str = Field(min_length=1)
     force_recompute: bool = False
     incremental_mode: bool = True
-    processing_context: Literal["training"] = "training"
+    processing_context: Literal["training", "backfill"] = "training"
     skip_existing_features: bool = True
     materialize_online: bool = False
     batch_size: int | None = None
@@ -100,6 +100,7 @@ class IngestClient:
         wanted: TimeRange,
         request: TrainingRequest,
         feature_config: FeatureConfigVersionInfo,
+        context: Literal["training", "backfill"] = "training",
     ) -> IngestAnswer:
         """Ask for data and features of a range, under our own request id.
 
@@ -114,6 +115,9 @@ class IngestClient:
             start_time=wanted.start,
             end_time=wanted.end,
             request_id=request_id,
+            processing_context=context,
+            force_recompute=context == "backfill",
+            skip_existing_features=context != "backfill",
         )
         response, text = self._post(asked.model_dump_json().encode())
         status = response.status_code

@@ -73,6 +73,14 @@ class MlflowTracking:
         with self._connection.calls("end the tracking run") as client:
             client.set_terminated(tracking_run_id, status)
 
+    def open_runs(self) -> tuple[tuple[str, str], ...]:
+        """(tracking run, training run) of the experiment's tracking runs that have not ended, at most 1000."""
+        with self._connection.calls("look for open tracking runs") as client:
+            wanted = "attributes.status = 'RUNNING'"
+            found = client.search_runs([self._experiment_id(client)], wanted, max_results=1000)
+            named = ((run.info.run_id, run.data.tags.get(RUN_TAG)) for run in found)
+            return tuple((tracking_run_id, run_id) for tracking_run_id, run_id in named if run_id is not None)
+
     def _log_parameters(self, client: "MlflowClient", tracking_run_id: str, parameters: Mapping[str, str]) -> None:
         from mlflow.entities import Param
 

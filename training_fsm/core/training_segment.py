@@ -80,8 +80,9 @@ def train_segment(
     callbacks: SegmentObserver,
     env_class: type[BaseTradingEnv] = TradingEnv,
     ancestor: Ancestor | None = None,
+    last_step: int | None = None,
 ) -> SegmentResult:
-    """Train on the frozen frame until the request's last update.
+    """Train on the frozen frame until the request's last update, or to `last_step` where a run was extended.
 
     With an ancestor the steps are counted on from the parent's; its file is read where there is nothing to resume from.
 
@@ -108,7 +109,8 @@ def train_segment(
         _inherit(agent, ancestor, settings)
     keeper = _CheckpointKeeper(spool, digest, callbacks.on_checkpoint, agent.num_timesteps)
 
-    finished = _train(agent, settings, first_step, keeper, callbacks)
+    total = last_step if last_step is not None else first_step + settings.whole_timesteps
+    finished = _train(agent, settings, (first_step, total), keeper, callbacks)
     last = keeper.save(agent)
     return SegmentResult(
         finished=finished,
@@ -171,10 +173,14 @@ def _inherit(agent: PPO, ancestor: Ancestor, settings: AgentSettings) -> None:
 
 
 def _train(
-    agent: PPO, settings: AgentSettings, first_step: int, keeper: "_CheckpointKeeper", callbacks: SegmentObserver
+    agent: PPO,
+    settings: AgentSettings,
+    steps: tuple[int, int],
+    keeper: "_CheckpointKeeper",
+    callbacks: SegmentObserver,
 ) -> bool:
-    """Whether the last update is done."""
-    total = first_step + settings.whole_timesteps
+    """Whether the last update is done; `steps` are the first and the last of the run."""
+    first_step, total = steps
     every = settings.checkpoint_every_timesteps or -(-settings.whole_timesteps // CHECKPOINTS_PER_RUN)
     metrics: dict[str, float] = {}
 

@@ -40,4 +40,39 @@ class RetryRun(Command):
     why: str = Field(default="", max_length=2000)
 
 
-COMMAND_TYPES: dict[str, type[Command]] = {c.type: c for c in (RequestTraining, CancelRun, RetryRun)}
+class PauseRun(Command):
+    """Stop a training at its next checkpoint, for as long as nobody resumes it."""
+
+    type = "pause_run"
+    actor: str = Field(default="", max_length=200)
+    why: str = Field(default="", max_length=2000)
+
+
+class ResumeRun(Command):
+    """Let a paused training go on."""
+
+    type = "resume_run"
+    actor: str = Field(default="", max_length=200)
+    why: str = Field(default="", max_length=2000)
+
+
+class ExtendRun(Command):
+    """Train for more environment steps than the request says; a rejected run trains and is judged again."""
+
+    type = "extend_run"
+    additional_timesteps: int = Field(gt=0, le=10_000_000_000)
+    actor: str = Field(default="", max_length=200)
+    why: str = Field(default="", max_length=2000)
+
+
+class OverrideRejection(Command):
+    """Register a rejected model all the same; who does so signs it, with a reason."""
+
+    type = "override_rejection"
+    actor: str = Field(min_length=1, max_length=200)
+    why: str = Field(min_length=1, max_length=2000)
+
+
+COMMAND_TYPES: dict[str, type[Command]] = {
+    c.type: c for c in (RequestTraining, CancelRun, PauseRun, ResumeRun, RetryRun, ExtendRun, OverrideRejection)
+}

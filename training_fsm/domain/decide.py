@@ -7,7 +7,16 @@ from typing import assert_never
 from uuid import UUID, uuid5
 
 from training_fsm.domain import events as e
-from training_fsm.domain.commands import CancelRun, Command, RequestTraining, RetryRun
+from training_fsm.domain.commands import (
+    CancelRun,
+    Command,
+    ExtendRun,
+    OverrideRejection,
+    PauseRun,
+    RequestTraining,
+    ResumeRun,
+    RetryRun,
+)
 from training_fsm.domain.errors import TransitionRefused
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.machine import destination
@@ -72,8 +81,34 @@ def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> 
             except TransitionRefused:
                 return Refusal(f"retry_run: there is no way back to {run.failed_from}, where the run failed")
             return (retried, *_again(run, now, policy))
+        case PauseRun(actor=actor, why=why):
+            if run.state is not State.TRAINING:
+                return Refusal(f"pause_run does not fit a run in {run.state.value}: expected TRAINING")
+            if run.pause is not None:
+                return Refusal("pause_run: the run is about to pause already")
+            return (e.PauseRequested(actor=actor, why=why),)
+        case ResumeRun(actor=actor, why=why):
+            if run.state is not State.PAUSED and run.pause is None:
+                return Refusal(f"resume_run does not fit a run in {run.state.value}: expected PAUSED")
+            return (e.RunResumed(actor=actor, why=why),)
+        case ExtendRun():
+            return _extend(run, command)
+        case OverrideRejection(actor=actor, why=why):
+            if run.state is not State.REJECTED:
+                return Refusal(f"override_rejection does not fit a run in {run.state.value}: expected REJECTED")
+            return (e.RejectionOverridden(actor=actor, why=why),)
         case _:
             raise TypeError(f"no decision for {type(command).__name__}")
+
+
+def _extend(run: Run, command: ExtendRun) -> Events | Refusal:
+    extended = e.RunExtended(**command.model_dump(exclude={"run_id"}))
+    try:
+        destination(run, extended)
+    except TransitionRefused:
+        hint = "continue its model instead" if run.registered is not None else "its training is over"
+        return Refusal(f"extend_run does not fit a run in {run.state.value}: {hint}")
+    return (extended,)
 
 
 def _again(run: Run, now: datetime, policy: Policy) -> Events:
@@ -102,12 +137,32 @@ def _ask(
 def looked_up(run: Run, service: str, lacking: Sequence[TimeRange], now: datetime, policy: Policy) -> Events:
     """What a look into Feast leads to for a continued run: it can train, or ingest is asked for what is lacking."""
     if not lacking:
-        return (e.FeaturesReady(request_id=e.FOUND_IN_FEAST, total_features_computed=0, success_details={}),)
+        return (_found_in_feast(),)
     whole = TimeRange(start=min(part.start for part in lacking), end=max(part.end for part in lacking))
     return (
         e.FeaturesLacking(service=service, ranges=tuple(lacking)),
         _ask(run.run_id, 1, now, policy, whole),
     )
+
+
+def _found_in_feast() -> e.FeaturesReady:
+    return e.FeaturesReady(request_id=e.FOUND_IN_FEAST, total_features_computed=0, success_details={})
+
+
+def _shown(ranges: Sequence[TimeRange]) -> str:
+    return ", ".join(f"{part.start.isoformat()} to {part.end.isoformat()}" for part in ranges)
+
+
+def incomplete(run: Run, reason: Failure, now: datetime, policy: Policy) -> Events:
+    """What lacking features lead to once they were said to be there: a backfill, once, or the run fails."""
+    asked_again = run.features is not None and run.features.context == "backfill"
+    if policy.refill == "never" or asked_again:
+        return (e.RunFailed(reason=reason, failed_from=run.state),)
+    attempt = 1 if run.features is None else run.features.attempt + 1
+    lacking = None if run.features is None else run.features.range
+    found = e.FeaturesIncomplete(service=reason.service, field=reason.field, range=reason.range, words=reason.words)
+    again = _ask(run.run_id, attempt, now, policy, lacking).model_copy(update={"context": "backfill"})
+    return (found, again)
 
 
 def hear(run: Run, news: Notification) -> Events:
@@ -147,12 +202,22 @@ def answered(run: Run, request_id: str, status: int, words: str) -> Events:
 
 def deadline_passed(run: Run, now: datetime) -> bool:
     """Whether a run has waited for its features for too long."""
-    return run.state is State.AWAITING_FEATURES and run.features is not None and now >= run.features.deadline
+    if run.state is not State.AWAITING_FEATURES or run.features is None or run.features.overdue:
+        return False
+    return now >= run.features.deadline
 
 
 def overdue(run: Run) -> Events:
-    """The deadline for features passed."""
+    """The deadline for features passed: a worker is to look into the feature store before the run fails."""
     assert run.features is not None, "only a question has a deadline"
+    return (e.DeadlinePassed(request_id=run.features.request_id),)
+
+
+def last_look(run: Run, service: str, lacking: Sequence[TimeRange]) -> Events:
+    """What the look after the deadline leads to: the features are there although nobody said so, or the run fails."""
+    assert run.features is not None, "only a question has a deadline"
+    if not lacking:
+        return (_found_in_feast(),)
     if run.features.accepted:
         words = "preprocess did not report the features before the deadline"
     else:
@@ -163,7 +228,7 @@ def overdue(run: Run) -> Events:
         words=words,
         service="preprocess" if run.features.accepted else "ingest",
         range=f"until {run.features.deadline.isoformat()}",
-        detail=last,
+        detail=last or f"{service} lacks {_shown(lacking)}",
     )
     return (e.RunFailed(reason=reason, failed_from=run.state),)
 
@@ -174,7 +239,7 @@ def failed(run: Run, reason: Failure, *, passing: bool, now: datetime, policy: P
     While features are asked for, the deadline alone bounds the attempts.
     """
     attempt = run.attempts_failed + 1
-    bounded = run.state is not State.AWAITING_FEATURES or run.features is None
+    bounded = run.state is not State.AWAITING_FEATURES or run.looks_up
     if not passing or (bounded and attempt >= policy.attempts_max):
         return (e.RunFailed(reason=reason, failed_from=run.state),)
     retry_at = policy.retry_at(now, attempt, jitter)

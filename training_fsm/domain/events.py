@@ -69,6 +69,8 @@ class FeaturesRequested(Event):
     deadline: UtcTime
     range: TimeRange | None = None
     """Absent: the request's whole range."""
+    context: Literal["training", "backfill"] = "training"
+    """Ingest's processing_context: a backfill computes also what is there."""
 
 
 class FeatureRequestAnswered(Event):
@@ -86,6 +88,21 @@ class FeaturesReady(Event):
     """`found in Feast` where a continued run's features were all there, and nobody was asked."""
     total_features_computed: int
     success_details: dict[str, JsonValue]
+
+
+class FeaturesIncomplete(Event):
+    """The feature store lacks something after all, and the operator's settings let it be asked for once more."""
+
+    service: str | None
+    field: str | None
+    range: str | None
+    words: str
+
+
+class DeadlinePassed(Event):
+    """No answer came in time: a worker looks into the feature store once more before the run fails."""
+
+    request_id: str
 
 
 class RunClaimed(Event):
@@ -140,6 +157,36 @@ class CheckpointSaved(Event):
         return Artifact(uri=self.uri, sha256=self.sha256, size_bytes=self.size_bytes)
 
 
+class PauseRequested(Event):
+    """Somebody wants the training to stop at its next checkpoint."""
+
+    actor: str
+    why: str
+
+
+class RunPaused(Event):
+    """The training stands at a checkpoint until somebody resumes it."""
+
+    actor: str
+    why: str
+    step: int
+
+
+class RunResumed(Event):
+    """Somebody let a paused training go on, or took back the wish to pause it."""
+
+    actor: str
+    why: str
+
+
+class RunExtended(Event):
+    """Somebody asked for more steps; a rejected run trains again."""
+
+    additional_timesteps: int
+    actor: str
+    why: str
+
+
 class TrainingFinished(Event):
     """The last update is done and its checkpoint stored."""
 
@@ -187,6 +234,20 @@ class ModelRejected(Event):
     """The gate did not let the model through."""
 
     failed: tuple[str, ...]
+
+
+class RejectionOverridden(Event):
+    """Somebody has a rejected model registered all the same, and says why."""
+
+    actor: str
+    why: str
+
+
+class ArtifactsReleased(Event):
+    """Stored files that nothing needs any more: from now on the janitor may delete them."""
+
+    artifacts: tuple[Artifact, ...]
+    why: str
 
 
 class AttemptFailed(Event):

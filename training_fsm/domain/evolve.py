@@ -41,6 +41,9 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
             return {"features": run.features.model_copy(update={"accepted": True}), **progress}
         case e.FeaturesReady():
             return {"features_ready": event, **progress}
+        case e.DeadlinePassed():
+            assert run.features is not None, "only a question has a deadline"
+            return {"features": run.features.model_copy(update={"overdue": True}), "retry_at": None}
         case e.RunClaimed(token=token, worker=worker):
             # Its last holder neither recorded an end nor a failure: it died, and perhaps of this run.
             died = run.worker is not None
@@ -54,6 +57,21 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
         case e.CheckpointSaved(step=step, artifact=artifact, curves=curves):
             kept = (*run.checkpoints, Checkpoint(step=step, artifact=artifact, curves=curves))[-CHECKPOINTS_KEPT:]
             return {"checkpoints": kept, **progress}
+        case e.PauseRequested():
+            return {"pause": event}
+        case e.RunPaused():
+            return {"pause": None, "worker": None}
+        case e.RunResumed():
+            return {"pause": None}
+        case e.RunExtended(additional_timesteps=additional):
+            total: dict[str, object] = {"extended_timesteps": run.extended_timesteps + additional}
+            if run.state is not State.REJECTED:
+                return total
+            return {**total, "evaluation": None, "registration_key": None, **progress}
+        case e.TrainingFinished():
+            return {"pause": None}
+        case e.RejectionOverridden():
+            return {"overridden": event, **progress}
         case e.EvaluationFinished():
             return {"evaluation": event, **progress}
         case e.RegistrationIntended(key=key):

@@ -77,7 +77,11 @@ class AgentSettings(Model):
     @property
     def whole_timesteps(self) -> int:
         """`total_timesteps` rounded up to whole rollouts, as SB3 does."""
-        return -(-self.total_timesteps // self.rollout_timesteps) * self.rollout_timesteps
+        return self.whole(self.total_timesteps)
+
+    def whole(self, timesteps: int) -> int:
+        """Environment steps rounded up to whole rollouts."""
+        return -(-timesteps // self.rollout_timesteps) * self.rollout_timesteps
 
     @model_validator(mode="after")
     def _fits(self) -> Self:

@@ -19,16 +19,26 @@ ROWS: tuple[tuple[type[e.Event], tuple[State, ...], State | None], ...] = (
     (e.FeatureRequestAnswered, (AWAITING,), None),
     (e.FeaturesReady, (AWAITING,), TRAINING),
     (e.FeaturesReady, (State.FAILED,), None),  # too late, but kept: retry_run uses it
+    (e.DeadlinePassed, (AWAITING,), None),
+    (e.FeaturesIncomplete, (TRAINING,), AWAITING),
     (e.RunClaimed, (State.REQUESTED, AWAITING, *sorted(WORK)), None),
     (e.DataFrozen, (TRAINING,), None),
     (e.TrainingStarted, (TRAINING,), None),
     (e.TrainingResumed, (TRAINING,), None),
     (e.CheckpointSaved, (TRAINING,), None),
-    (e.TrainingFinished, (TRAINING,), EVALUATING),
+    (e.PauseRequested, (TRAINING,), None),
+    (e.RunPaused, (TRAINING,), State.PAUSED),
+    (e.RunResumed, (State.PAUSED,), TRAINING),
+    (e.RunResumed, (TRAINING,), None),  # before the pause began
+    (e.RunExtended, (State.REQUESTED, AWAITING, TRAINING, State.PAUSED), None),
+    (e.RunExtended, (State.REJECTED,), TRAINING),
+    (e.TrainingFinished, (TRAINING,), EVALUATING),  # the guard: not before the last step
     (e.EvaluationFinished, (EVALUATING,), None),
     (e.RegistrationIntended, (EVALUATING,), None),
     (e.ModelRegistered, (EVALUATING,), State.REGISTERED),
     (e.ModelRejected, (EVALUATING,), State.REJECTED),
+    (e.RejectionOverridden, (State.REJECTED,), EVALUATING),
+    (e.ArtifactsReleased, (TRAINING, State.PAUSED, EVALUATING, *sorted(ENDS)), None),
     (e.AttemptFailed, (State.REQUESTED, AWAITING, TRAINING, EVALUATING), None),
     (e.RunFailed, NOT_ENDED, State.FAILED),
     (e.RunCancelled, NOT_ENDED, State.CANCELLED),
@@ -69,6 +79,8 @@ def destination(run: Run | None, event: e.Event) -> State:
     dests = _ARROWS.get((source, event.type()), ())
     if isinstance(event, e.RunRetried):
         dests = tuple(dest for dest in dests if run is not None and dest is run.failed_from)
+    if isinstance(event, e.TrainingFinished) and run is not None and event.steps < (run.last_step or 0):
+        raise TransitionRefused(f"{event.type()} after {event.steps} steps: the run goes on to {run.last_step}")
     if not dests:
         raise TransitionRefused(f"{event.type()} does not fit a run in {source.value}")
     return dests[0]

@@ -1,6 +1,7 @@
 """How long to wait and how often to try: numbers that operators set."""
 
 from datetime import datetime, timedelta
+from typing import Literal
 
 from pydantic import Field
 
@@ -12,6 +13,8 @@ class Policy(Model):
 
     features_deadline_s: float = Field(default=3600, gt=0)
     """From asking ingest to preprocess's message."""
+    refill: Literal["never", "backfill"] = "never"
+    """Whether features that are lacking after all are asked for once more."""
     attempts_max: int = Field(default=8, gt=0)
     """Failures in a row, without progress, before a run fails."""
     backoff_first_s: float = Field(default=2, gt=0)

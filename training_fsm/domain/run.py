@@ -1,8 +1,15 @@
 """The aggregate: what the events of one run add up to."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
-from training_fsm.domain.events import DataFrozen, EvaluationFinished, FeaturesReady, ModelRegistered
+from training_fsm.domain.events import (
+    DataFrozen,
+    EvaluationFinished,
+    FeaturesReady,
+    ModelRegistered,
+    PauseRequested,
+    RejectionOverridden,
+)
 from training_fsm.domain.facts import Artifact, Failure, Fingerprint
 from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.lineage import Parent
@@ -20,7 +27,10 @@ class FeatureRequest(Model):
     deadline: UtcTime
     range: TimeRange | None = None
     """Absent: the request's whole range."""
+    context: Literal["training", "backfill"] = "training"
     accepted: bool = False
+    overdue: bool = False
+    """Its deadline passed; a last look into the feature store decides."""
 
 
 class Checkpoint(Model):
@@ -59,9 +69,15 @@ class Run(Model):
     started: bool = False
     fingerprint: Fingerprint | None = None
     tracking_run_id: str | None = None
+    pause: PauseRequested | None = None
+    """Wanted and not done yet."""
+    extended_timesteps: int = 0
+    """Environment steps beyond the request's whole rollouts."""
     checkpoints: tuple[Checkpoint, ...] = ()
     """The newest last; as many as a resume may fall back to."""
     evaluation: EvaluationFinished | None = None
+    overridden: RejectionOverridden | None = None
+    """Who has it registered although its evaluation did not pass."""
     registration_key: str | None = None
     registered: ModelRegistered | None = None
     attempts_failed: int = 0
@@ -85,9 +101,9 @@ class Run(Model):
     @property
     def looks_up(self) -> bool:
         """A worker is to look something up before anything is trained: the parent, or what Feast has."""
-        if self.continues is None:
-            return False
-        return self.state is State.REQUESTED or (self.state is State.AWAITING_FEATURES and self.features is None)
+        if self.state is State.AWAITING_FEATURES:
+            return self.features is None or self.features.overdue
+        return self.state is State.REQUESTED and self.continues is not None
 
     @property
     def claimable(self) -> bool:
@@ -119,7 +135,10 @@ class Run(Model):
     @property
     def last_step(self) -> int | None:
         """Environment step at which the training ends."""
-        return None if self.request is None else self.first_step + self.request.agent.whole_timesteps
+        if self.request is None:
+            return None
+        agent = self.request.agent
+        return self.first_step + agent.whole(agent.whole_timesteps + self.extended_timesteps)
 
     @property
     def due_at(self) -> UtcTime | None:

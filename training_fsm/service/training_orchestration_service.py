@@ -108,7 +108,9 @@ class TrainingOrchestrationService:
         request, feature_config = run.plan
         wanted = question.range or request.range
         try:
-            answer = self._ingest.request_features(question.request_id, wanted, request, feature_config)
+            answer = self._ingest.request_features(
+                question.request_id, wanted, request, feature_config, question.context
+            )
         except IngestRefused as error:
             refused = Failure(kind="ingest_refused", words=str(error), service="ingest", field="request")
             return lambda current, now: self._fail(current, refused, now, passing=False)

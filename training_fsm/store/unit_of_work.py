@@ -18,6 +18,7 @@ from training_fsm.domain.events import (
     MessageDeadLettered,
     ParentResolved,
     RunClaimed,
+    RunPaused,
     RunRequested,
 )
 from training_fsm.domain.evolve import evolve
@@ -201,7 +202,7 @@ class PostgresUnitOfWork:
         match event:
             case RunClaimed(lease_s=lease_s):
                 head.lease, head.lease_s = "set", lease_s
-            case AttemptFailed() | FeaturesRequested():
+            case AttemptFailed() | FeaturesRequested() | RunPaused():
                 head.lease = "clear"
             case CheckpointSaved(step=step, artifact=artifact):
                 row: dict[str, object] = {"run_id": run_id, "step": step, "saved_at": self.now}

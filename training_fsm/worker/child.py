@@ -164,7 +164,14 @@ class Child:
         if order.parent is not None and order.parent_checkpoint is not None and order.inheritance is not None:
             ancestor = Ancestor(order.parent_checkpoint, order.parent, order.inheritance)
         result = train_segment(
-            order.request, frame, order.data, order.folder, order.resume_from, observer, ancestor=ancestor
+            order.request,
+            frame,
+            order.data,
+            order.folder,
+            order.resume_from,
+            observer,
+            ancestor=ancestor,
+            last_step=order.last_step,
         )
         return p.Trained(
             finished=result.finished, sha256=result.sha256, steps=result.steps, validation=result.validation
@@ -239,8 +246,10 @@ def _listen(pipe: IO[bytes], orders: "queue.SimpleQueue[p.Order]", stop: threadi
         order = p.ORDERS.validate_json(line)
         if isinstance(order, p.Stop):
             stop.set()
-        else:
-            orders.put(order)
+            continue
+        if isinstance(order, p.Train):
+            stop.clear()  # what stopped the segment before is over
+        orders.put(order)
     os._exit(1)  # the supervisor is gone: nobody waits for what we do
 
 

@@ -31,14 +31,13 @@ def evaluate(session: RunSession) -> None:
         points = session.curves(last)
         at_ms = points[-1].timestamp_ms if points else 0
         session.log_metrics(points_at({f"test/{name}": v for name, v in evaluation.metrics.items()}, last.step, at_ms))
-        if not evaluation.passed:
+        if not evaluation.passed and session.run.overridden is None:
             session.append(e.ModelRejected(failed=evaluation.failed))
-            break
+            return
         try:
             _register(session, evaluation, checkpoint)
         except ChampionMoved as error:
             log.info("judged again", run_id=session.run.run_id, reason=str(error))
-    session.outside.tracking.close_run(session.open_tracking(), "FINISHED")
 
 
 def _is_stale(session: RunSession, evaluation: e.EvaluationFinished) -> bool:
@@ -102,7 +101,7 @@ def _promotion(
     session: RunSession, registered: e.ModelRegistered, evaluation: e.EvaluationFinished
 ) -> Promotion | None:
     contest = evaluation.contest
-    if contest is None:
+    if contest is None or "champion" in evaluation.failed:  # an overridden rejection makes no champion
         return None
     promoted = e.ChampionPromoted(
         name=registered.name,

@@ -27,6 +27,13 @@ class Moved:
 
 
 @dataclass(frozen=True, slots=True)
+class Wished:
+    """Somebody wants the training to pause, or to go on for longer, or took such a wish back."""
+
+    run: Run
+
+
+@dataclass(frozen=True, slots=True)
 class SideWorkFailed:
     """A thread beside the main loop could not do its part; the main loop decides what that means."""
 
@@ -52,6 +59,7 @@ class LeaseKeeper:
         self._news = news
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._wishes: tuple[object, ...] = ()
         self.progress: Progress | None = None
         """What the next heartbeat tells."""
 
@@ -80,6 +88,10 @@ class LeaseKeeper:
             if run.ended:
                 self._news.put(Moved(run))
                 return
+            wishes = (run.pause, run.last_step)
+            if wishes != self._wishes:
+                self._wishes = wishes
+                self._news.put(Wished(run))
 
 
 class Sink(Protocol):

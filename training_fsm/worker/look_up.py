@@ -5,7 +5,7 @@ from pydantic import JsonValue
 from training_fsm.client.digest import file_digest
 from training_fsm.client.model_folder import read_record, the_zip
 from training_fsm.domain.continuation import resolve
-from training_fsm.domain.decide import EVENT_BYTES_MAX, looked_up
+from training_fsm.domain.decide import EVENT_BYTES_MAX, last_look, looked_up
 from training_fsm.domain.errors import ParentMissing, ParentUnfit
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.lineage import Parent
@@ -73,8 +73,17 @@ def _from_zip(session: RunSession, asked: ContinueRequest, found: FoundParent) -
 
 
 def look_up_features(session: RunSession) -> None:
-    """Bring a continued run to TRAINING where Feast has all that it needs; else ask for what is lacking."""
+    """Bring a run to TRAINING where Feast has all that it needs.
+
+    Else ingest is asked for what is lacking, or, after the deadline, the run fails.
+    """
     run, (request, feature_config) = session.run, session.run.plan
+    if run.features is not None:
+        asked = (run.features.range or request.range,)
+        order = p.LookUp(request=request, feature_config=feature_config, ranges=asked, known=False)
+        found = session.ask(order, p.LookedUp)
+        session.append(*last_look(run, found.service, found.lacking))
+        return
     record = run.parent.record if run.parent is not None else None
     order = p.LookUp(
         request=request,

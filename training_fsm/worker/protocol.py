@@ -59,6 +59,8 @@ class Train(Model):
     parent_checkpoint: Path | None = None
     inheritance: Inheritance | None = None
     """What of the parent's checkpoint goes on; None without a parent."""
+    last_step: int
+    """Environment step to train to."""
 
 
 class Opponent(Model):

@@ -13,6 +13,7 @@ from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
 from training_fsm.worker.evaluation import evaluate
 from training_fsm.worker.look_up import look_up_features, resolve_parent
+from training_fsm.worker.reconciler import TRACKING_STATUS
 from training_fsm.worker.session import RunSession, StopWorkError, WorkFailedError
 from training_fsm.worker.training import train
 
@@ -73,11 +74,10 @@ def _record(session: RunSession, failure: Failure, *, passing: bool) -> None:
 
 
 def _tidy(session: RunSession) -> None:
-    """An ended run's files lie in the artifact store: its spool goes. A tracking run hears of a bad end."""
-    status = {State.FAILED: "FAILED", State.CANCELLED: "KILLED"}.get(session.run.state)
-    if session.tracking_run_id is not None and status is not None:
+    """An ended run's files lie in the artifact store: its spool goes, and its tracking run ends."""
+    if session.tracking_run_id is not None:
         try:
-            session.outside.tracking.close_run(session.tracking_run_id, status)
+            session.outside.tracking.close_run(session.tracking_run_id, TRACKING_STATUS[session.run.state])
         except OutsideUnavailable as error:
             log.warning("tracking run left open", run_id=session.run.run_id, error=error.words)
     shutil.rmtree(session.folder, ignore_errors=True)

@@ -95,7 +95,7 @@ class RunSession:
         except LeaseLost as error:
             raise StopWorkError(str(error)) from error
         except TransitionRefused as error:
-            self.run = self.outside.log.load(self.run.run_id) or self.run
+            self.refresh()
             raise StopWorkError(f"the run moved on to {self.run.state.value}: {error}") from error
         for event in events:
             log.info(event.type(), run_id=self.run.run_id, state=self.run.state.value)
@@ -119,6 +119,15 @@ class RunSession:
             reraise=True,
         )
         return retrying(append, events, promotion)
+
+    @property
+    def stopping(self) -> bool:
+        """This worker is to end."""
+        return self._stop.is_set()
+
+    def refresh(self) -> None:
+        """Take in what others have added to the run since. Raises OutsideUnavailable."""
+        self.run = self.outside.log.load(self.run.run_id) or self.run
 
     def next(self, *, child_owes: bool = True) -> object:
         """The next news of the work itself; a child that owes nothing may be silent.

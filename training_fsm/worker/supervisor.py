@@ -4,7 +4,6 @@ import os
 import queue
 import shutil
 import threading
-import time
 from functools import partial
 
 import structlog
@@ -23,14 +22,13 @@ from training_fsm.store.event_log import Lease, PostgresEventLog
 from training_fsm.worker import protocol as p
 from training_fsm.worker.child_process import ChildDied, ChildProcess
 from training_fsm.worker.claims import Claims
+from training_fsm.worker.reconciler import Reconciler
 from training_fsm.worker.run_work import work_on
 from training_fsm.worker.session import Outside, RunSession
 
 log = structlog.get_logger()
 
 POLL_S = 1.0
-RECONCILE_S = 30.0
-"""Between two comparisons of the registry's aliases with the log, while there is nothing else to do."""
 
 
 def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False, run_id: str | None = None) -> int:
@@ -79,7 +77,7 @@ class Supervisor:
         self._claims = claims
         self._worker = worker
         self._log_file = settings.spool / f"child-{worker}.log"
-        self._reconcile_at = 0.0
+        self._reconciler = Reconciler(outside)
 
     def serve(self, stop: threading.Event, *, once: bool) -> int:
         """Claim and work until told to stop, or, with `once`, for one run."""
@@ -114,15 +112,14 @@ class Supervisor:
                 stop.wait(POLL_S)
                 continue
             if claimed is None:
-                self._reconcile_aliases()
+                self._reconciler.run_if_due()
                 self._claims.wait(POLL_S)
                 continue
             run, lease = claimed
             log.info("run claimed", run_id=run.run_id, token=lease.token, state=run.state.value)
             state = self._work(RunSession(self._outside, self._settings, claimed, child, news, stop))
             self._release(lease)
-            self._reconcile_at = 0.0
-            self._reconcile_aliases()
+            self._reconciler.run()
             if child.used or (once and state is not State.AWAITING_FEATURES):
                 return state
         return None
@@ -143,20 +140,6 @@ class Supervisor:
         except OutsideUnavailable as error:
             log.warning("nothing recorded, the lease runs out", run_id=session.run.run_id, error=error.words)
             return session.run.state
-
-    def _reconcile_aliases(self) -> None:
-        """Until MLflow equals the log: after every run, and again now and then for those who died before they could."""
-        if time.monotonic() < self._reconcile_at:
-            return
-        self._reconcile_at = time.monotonic() + RECONCILE_S
-        try:
-            with self._outside.log.aliases() as aliases:
-                moved = self._outside.lifecycle.reconcile_aliases(aliases)
-        except OutsideUnavailable as error:
-            log.warning("aliases compared later", service=error.service, error=error.words)
-            return
-        if moved:
-            log.info("aliases moved", aliases=moved)
 
     def _release(self, lease: Lease) -> None:
         try:

@@ -8,21 +8,36 @@ import structlog
 from training_fsm.client.artifact_store import same_file
 from training_fsm.domain import events as e
 from training_fsm.domain.continuation import inheritance
+from training_fsm.domain.decide import incomplete
 from training_fsm.domain.errors import ArtifactDamaged, ResumeImpossible
 from training_fsm.domain.facts import Failure, Fingerprint, Progress, StoredData
 from training_fsm.domain.lineage import Inheritance
 from training_fsm.domain.run import Checkpoint
+from training_fsm.domain.states import State
 from training_fsm.worker import protocol as p
-from training_fsm.worker.session import RunSession, StopWorkError, points_at
+from training_fsm.worker.lease_keeper import Wished
+from training_fsm.worker.session import RunSession, StopWorkError, WorkFailedError, points_at
 from training_fsm.worker.uploads import CheckpointStored, Uploads
 
 log = structlog.get_logger()
 
 
 def train(session: RunSession) -> None:
-    """Bring a run from TRAINING to EVALUATING. Raises what `RunSession.next` and the stores raise."""
+    """Bring a run from TRAINING to EVALUATING, or to a pause, segment by segment.
+
+    Raises what `RunSession.next` and the stores raise.
+    """
     if session.run.data is None:
         _freeze(session)
+    while session.run.state is State.TRAINING:
+        if (wanted := session.run.pause) is not None:
+            step = session.run.checkpoints[-1].step if session.run.checkpoints else session.run.first_step
+            session.append(e.RunPaused(actor=wanted.actor, why=wanted.why, step=step))
+        else:
+            _segment(session)
+
+
+def _segment(session: RunSession) -> None:
     tracking_run_id, data = session.open_tracking(), session.run.data
     assert data is not None, "frozen above"
     frame = session.outside.artifacts.get(data.artifact, session.folder / "data")
@@ -40,6 +55,7 @@ def train(session: RunSession) -> None:
             parent=session.run.parent,
             parent_checkpoint=_parent_checkpoint(session),
             inheritance=_inheritance(session, data),
+            last_step=_last_step(session),
         )
     )
     outside = session.outside
@@ -64,9 +80,22 @@ def _freeze(session: RunSession) -> None:
     )
     session.child.order(order)
     tracking_run_id = session.open_tracking()  # MLflow makes a run while the child reads features
-    frozen = session.wait_for(p.Frozen)
+    try:
+        frozen = session.wait_for(p.Frozen)
+    except WorkFailedError as error:
+        if error.failure.kind != "features_missing":
+            raise
+        now, policy = session.outside.log.now(), session.settings.policy
+        session.append(*incomplete(session.run, error.failure, now, policy))
+        raise StopWorkError("features are lacking after all") from error
     artifact = session.outside.artifacts.put(tracking_run_id, "data", frozen.path)
     session.append(e.DataFrozen(artifact=artifact, **dict(frozen.data)))
+
+
+def _last_step(session: RunSession) -> int:
+    last_step = session.run.last_step
+    assert last_step is not None, "what is trained is settled"
+    return last_step
 
 
 def _parent_checkpoint(session: RunSession) -> Path | None:
@@ -106,9 +135,10 @@ class _Segment:
         self._last_point_ms = 0
         self._waiting: tuple[Path, int] | None = None
         self._storing = False
+        self._last_step = session.run.last_step
 
     def follow(self) -> None:
-        """To the last update, or to where the child was told to stop."""
+        """To the last update, or to the checkpoint at which the child was told to stop."""
         for checkpoint in self._session.run.checkpoints:
             # Whoever stored it may have died before its curves were logged; a repeat adds nothing.
             points = self._session.curves(checkpoint)
@@ -122,7 +152,11 @@ class _Segment:
             else:
                 self._take(item)
         if not trained.finished:
-            raise StopWorkError("told to stop; the last checkpoint is stored")
+            self._uploads.drain()
+            if self._session.stopping:
+                raise StopWorkError("told to stop; the last checkpoint is stored")
+            self._session.refresh()
+            return
         self._uploads.metrics(points_at(trained.validation, trained.steps, self._last_point_ms))
         self._uploads.drain()
         self._session.append(e.TrainingFinished(checkpoint=trained.sha256, steps=trained.steps))
@@ -131,6 +165,8 @@ class _Segment:
         match item:
             case p.SegmentBegun(fingerprint=fingerprint):
                 self._begin(fingerprint)
+            case Wished(run=run) if run.pause is not None or run.last_step != self._last_step:
+                self._session.child.order(p.Stop())
             case p.Advanced():
                 self._session.keeper.progress = _progress(item)
             case p.Curves(points=points):

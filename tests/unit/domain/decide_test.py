@@ -7,7 +7,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from training_fsm.domain import events as e
-from training_fsm.domain.commands import COMMAND_TYPES, CancelRun, Command, RequestTraining, RetryRun
+from training_fsm.domain.commands import (
+    COMMAND_TYPES,
+    CancelRun,
+    Command,
+    ExtendRun,
+    OverrideRejection,
+    PauseRun,
+    RequestTraining,
+    ResumeRun,
+    RetryRun,
+)
 from training_fsm.domain.decide import (
     Refusal,
     answered,
@@ -16,9 +26,12 @@ from training_fsm.domain.decide import (
     failed,
     feature_request_id,
     hear,
+    incomplete,
+    last_look,
     looked_up,
     overdue,
 )
+from training_fsm.domain.errors import TransitionRefused
 from training_fsm.domain.evolve import evolve
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.machine import destination
@@ -34,6 +47,13 @@ DEADLINE = NOON + timedelta(seconds=3600)
 RUN_ID = "r"
 FIRST, SECOND = feature_request_id(RUN_ID, 1), feature_request_id(RUN_ID, 2)
 AWAY = Failure(kind="ingest_unavailable", words="no connection", service="ingest")
+
+PART = TimeRange(start="2018-01-01T00:00:00Z", end="2018-02-01T00:00:00Z")
+WANTED, STANDS = e.PauseRequested(actor="a", why="w"), e.RunPaused(actor="a", why="w", step=10_240)
+PAUSE, RESUME = PauseRun(run_id=RUN_ID, actor="a", why="w"), ResumeRun(run_id=RUN_ID, actor="a", why="w")
+EXTEND = ExtendRun(run_id=RUN_ID, additional_timesteps=100, actor="a", why="w")
+OVERRIDE = OverrideRejection(run_id=RUN_ID, actor="a", why="w")
+EXTENSIBLE = {State.REQUESTED, State.AWAITING_FEATURES, State.TRAINING, State.PAUSED, State.REJECTED}
 
 Life = Callable[[str], tuple[e.Event, ...]]
 
@@ -94,6 +114,7 @@ def histories(life: Life) -> dict[State, tuple[e.Event, ...]]:
         State.REQUESTED: whole[:1],
         State.AWAITING_FEATURES: whole[:2],
         State.TRAINING: whole[:9],
+        State.PAUSED: (*whole[:9], WANTED, STANDS),
         State.EVALUATING: whole[:11],
         State.REGISTERED: whole,
         State.REJECTED: (*whole[:11], e.ModelRejected(failed=("sharpe",))),
@@ -140,12 +161,16 @@ def test_every_command_in_every_state_is_obeyed_or_refused_with_a_reason(
     request_training: RequestTraining,
 ) -> None:
     """What is obeyed goes through the machine; what is refused says in which state the run is."""
-    command = {c.type: c for c in (CANCEL, RETRY, request_training)}[command_type]
+    command = {c.type: c for c in (CANCEL, RETRY, PAUSE, RESUME, EXTEND, OVERRIDE, request_training)}[command_type]
     then = Given(histories[state]).when(command)
     fits = {
         RequestTraining.type: state is State.NEW,
         CancelRun.type: state is not State.NEW and state not in ENDS,
         RetryRun.type: state is State.FAILED,
+        PauseRun.type: state is State.TRAINING,
+        ResumeRun.type: state is State.PAUSED,
+        ExtendRun.type: state in EXTENSIBLE,
+        OverrideRejection.type: state is State.REJECTED,
     }[command_type]
     if fits:
         assert isinstance(then.outcome, tuple)
@@ -261,18 +286,114 @@ def test_a_deadline_names_who_did_not_answer(life: Life) -> None:
     run = given(*asked, tried).run
     assert not deadline_passed(run, DEADLINE - timedelta(microseconds=1))
     assert deadline_passed(run, DEADLINE)
-    [unasked] = overdue(run)
+    passed = e.DeadlinePassed(request_id=FIRST)
+    assert overdue(run) == (passed,)
+    [unasked] = last_look(given(*asked, tried, passed).run, "service", (PART,))
     assert isinstance(unasked, e.RunFailed)
     assert (unasked.reason.kind, unasked.reason.service, unasked.reason.detail) == (
         "ingest_unavailable",
         "ingest",
         "no connection",
     )
-    accepted = given(*asked, tried, e.FeatureRequestAnswered(request_id=FIRST, status=202, words="ok")).run
-    [silent] = overdue(accepted)
+    accepted = given(*asked, tried, e.FeatureRequestAnswered(request_id=FIRST, status=202, words="ok"), passed).run
+    [silent] = last_look(accepted, "service", (PART,))
     assert isinstance(silent, e.RunFailed)
-    assert (silent.reason.kind, silent.reason.service, silent.reason.detail) == ("deadline", "preprocess", None)
-    assert fold((*asked, silent)) is not None
+    assert (silent.reason.kind, silent.reason.service) == ("deadline", "preprocess")
+    assert silent.reason.detail == "service lacks 2018-01-01T00:00:00+00:00 to 2018-02-01T00:00:00+00:00"
+    assert fold((*asked, passed, silent)) is not None
+
+
+def test_after_the_deadline_a_worker_looks_once_more(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """Not the orchestrator again; preprocess's message still counts, and features that are there let the run train."""
+    late = Given((*histories[State.AWAITING_FEATURES], e.DeadlinePassed(request_id=FIRST)))
+    assert late.run.claimable
+    assert not deadline_passed(late.run, DEADLINE + timedelta(days=1))
+    late.when(COMPLETED).then(READY)
+    found = e.FeaturesReady(request_id=e.FOUND_IN_FEAST, total_features_computed=0, success_details={})
+    assert last_look(late.run, "service", ()) == (found,)
+
+
+def test_lacking_features_are_asked_for_once_more_only_where_the_operator_says_so(
+    histories: dict[State, tuple[e.Event, ...]],
+) -> None:
+    """A backfill destroys other configurations' columns: never by default, and never twice."""
+    training = given(*histories[State.TRAINING])
+    reason = Failure(kind="features_missing", words="no rows", service="s", field="f", range="r")
+    ended = (e.RunFailed(reason=reason, failed_from=State.TRAINING),)
+    assert incomplete(training.run, reason, NOON, POLICY) == ended
+    refilling = POLICY.model_copy(update={"refill": "backfill"})
+    lacks = e.FeaturesIncomplete(service="s", field="f", range="r", words="no rows")
+    again = e.FeaturesRequested(request_id=SECOND, attempt=2, deadline=DEADLINE, context="backfill")
+    assert incomplete(training.run, reason, NOON, refilling) == (lacks, again)
+    ready = READY.model_copy(update={"request_id": SECOND})
+    refilled = given(*training.events, lacks, again, ready).run
+    assert (refilled.state, refilled.worker) == (State.TRAINING, None)
+    assert incomplete(refilled, reason, NOON, refilling) == ended
+
+
+def test_a_pause_is_a_wish_until_the_worker_stands_at_a_checkpoint(
+    histories: dict[State, tuple[e.Event, ...]],
+) -> None:
+    """It can be taken back, it is moot where the training ended first, and wanting it twice is refused."""
+    run = Given(histories[State.TRAINING]).when(PAUSE).then(WANTED)
+    assert run is not None
+    assert (run.state, run.pause) == (State.TRAINING, WANTED)
+    wanted = Given((*histories[State.TRAINING], WANTED))
+    wanted.when(PAUSE).refused("about to pause already")
+    run = wanted.when(RESUME).then(e.RunResumed(actor="a", why="w"))
+    assert run is not None
+    assert (run.state, run.pause) == (State.TRAINING, None)
+    finished = next(event for event in histories[State.EVALUATING] if isinstance(event, e.TrainingFinished))
+    assert given(*wanted.events, finished).run.pause is None
+    paused = given(*histories[State.PAUSED]).run
+    assert (paused.state, paused.pause, paused.worker, paused.claimable) == (State.PAUSED, None, None, False)
+    resumed = given(*histories[State.PAUSED], e.RunResumed(actor="a", why="w")).run
+    assert (resumed.state, resumed.claimable, resumed.attempts_failed) == (State.TRAINING, True, 0)
+
+
+def test_more_steps_are_counted_in_whole_rollouts_with_those_of_the_request(
+    histories: dict[State, tuple[e.Event, ...]],
+) -> None:
+    """Extensions add up; a training that ended meanwhile by the old total goes on."""
+    before = Given(histories[State.TRAINING])
+    last = before.run.last_step
+    assert last == 10_240, "10,000 in rollouts of 2,048"
+    extended = e.RunExtended(additional_timesteps=100, actor="a", why="w")
+    run = before.when(EXTEND).then(extended)
+    assert run is not None
+    assert run.last_step == 12_288, "at least one rollout more"
+    assert given(*before.events, extended, extended, extended).run.last_step == 12_288
+    with pytest.raises(TransitionRefused, match="the run goes on to 12288"):
+        destination(run, e.TrainingFinished(checkpoint="c", steps=last))
+    assert destination(run, e.TrainingFinished(checkpoint="c", steps=12_288)) is State.EVALUATING
+
+
+def test_a_rejected_run_that_is_extended_is_judged_again(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """It trains on from its last checkpoint; what its first evaluation said is no more than history."""
+    run = (
+        Given(histories[State.REJECTED]).when(EXTEND).then(e.RunExtended(additional_timesteps=100, actor="a", why="w"))
+    )
+    assert run is not None
+    assert (run.state, run.evaluation, run.claimable) == (State.TRAINING, None, True)
+    assert run.checkpoints
+
+
+def test_an_overridden_rejection_is_registered_with_its_evaluation(
+    histories: dict[State, tuple[e.Event, ...]],
+) -> None:
+    """Who did so and why stays with the run."""
+    overridden = e.RejectionOverridden(actor="a", why="w")
+    run = Given(histories[State.REJECTED]).when(OVERRIDE).then(overridden)
+    assert run is not None
+    assert (run.state, run.overridden, run.claimable) == (State.EVALUATING, overridden, True)
+    assert run.evaluation is not None
+
+
+def test_released_files_change_nothing_else(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """A run that has ended stays as it ended."""
+    run = given(*histories[State.CANCELLED]).run
+    after = given(*histories[State.CANCELLED], e.ArtifactsReleased(artifacts=(), why="retention")).run
+    assert after == run.model_copy(update={"version": run.version + 1})
 
 
 def test_a_run_past_waiting_has_no_deadline(histories: dict[State, tuple[e.Event, ...]]) -> None:
@@ -325,7 +446,6 @@ def test_a_command_without_a_decision_is_a_fault_of_ours(histories: dict[State, 
 
 
 ContinuedLife = Callable[[str, bool], tuple[e.Event, ...]]
-PART = TimeRange(start="2018-01-01T00:00:00Z", end="2018-02-01T00:00:00Z")
 EARLIER = TimeRange(start="2016-06-01T00:00:00Z", end="2017-01-01T00:00:00Z")
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from training_fsm.domain import events as e
 from training_fsm.domain.commands import RequestTraining
 from training_fsm.domain.decide import EVENT_BYTES_MAX, Refusal, decide
-from training_fsm.domain.facts import MAX_WORDS, Failure, Verdict
+from training_fsm.domain.facts import MAX_WORDS, Artifact, Failure, Verdict
 from training_fsm.domain.policy import Policy
 from training_fsm.domain.request import TrainingRequest
 from training_fsm.domain.states import State
@@ -48,6 +48,14 @@ def _all(life: Life, continued_life: ContinuedLife) -> tuple[e.Event, ...]:
         e.RunFailed(reason=failure, failed_from=State.TRAINING),
         e.RunCancelled(actor="ä", why='"\\'),
         e.RunRetried(actor="", why=""),
+        e.FeaturesIncomplete(service="s", field=None, range=None, words="w"),
+        e.DeadlinePassed(request_id="q"),
+        e.PauseRequested(actor="", why=""),
+        e.RunPaused(actor="", why="", step=1),
+        e.RunResumed(actor="", why=""),
+        e.RunExtended(additional_timesteps=1, actor="", why=""),
+        e.RejectionOverridden(actor="a", why="w"),
+        e.ArtifactsReleased(artifacts=(Artifact(uri="runs:/r/f", sha256="a", size_bytes=1),), why="retention"),
         e.CommandRefused(command_id="1", command_source="s", command_type="t", run_id=None, reason="no"),
         e.MessageDeadLettered(
             topic="t",

@@ -40,6 +40,14 @@ def event_of(life: Life, continued_life: Callable[[str, bool], tuple[e.Event, ..
         e.RunFailed(reason=FAILURE, failed_from=State.TRAINING),
         e.RunCancelled(actor="a", why="w"),
         e.RunRetried(actor="a", why="w"),
+        e.FeaturesIncomplete(service="s", field="f", range="r", words="w"),
+        e.DeadlinePassed(request_id=asked),
+        e.PauseRequested(actor="a", why="w"),
+        e.RunPaused(actor="a", why="w", step=2048),
+        e.RunResumed(actor="a", why="w"),
+        e.RunExtended(additional_timesteps=1, actor="a", why="w"),
+        e.RejectionOverridden(actor="a", why="w"),
+        e.ArtifactsReleased(artifacts=(), why="w"),
     )
     return {type(event): event for event in (*continued_life("r", True), *life("r"), *more)}
 
@@ -79,9 +87,13 @@ def test_only_a_retry_has_more_than_one_arrow_from_a_state() -> None:
 
 
 def test_nothing_leaves_an_end_but_what_revives_it() -> None:
-    """REGISTERED, REJECTED and CANCELLED are final; FAILED can be retried."""
+    """REGISTERED and CANCELLED are final; FAILED can be retried, REJECTED overridden or extended."""
     leaving = {(source, event) for source, event, dest in arrows() if source in ENDS and dest is not source}
-    assert leaving == {(State.FAILED, e.RunRetried.type())}
+    assert leaving == {
+        (State.FAILED, e.RunRetried.type()),
+        (State.REJECTED, e.RejectionOverridden.type()),
+        (State.REJECTED, e.RunExtended.type()),
+    }
 
 
 def test_every_state_can_be_reached_and_left_for_an_end() -> None:
