@@ -4,7 +4,15 @@ from typing import Annotated
 
 import typer
 
-from training_fsm.cli import audit_commands, demo_command, model_commands, role_commands, run_commands, up_command
+from training_fsm.cli import (
+    audit_commands,
+    contract_commands,
+    demo_command,
+    model_commands,
+    role_commands,
+    run_commands,
+    up_command,
+)
 from training_fsm.cli.context import Home
 from training_fsm.cli.errors import ReportingGroup
 
@@ -17,6 +25,7 @@ app = typer.Typer(
 app.add_typer(run_commands.app, name="run")
 app.add_typer(model_commands.app, name="model")
 app.add_typer(audit_commands.app, name="audit")
+app.add_typer(contract_commands.app, name="contracts")
 demo_command.register(app)
 up_command.register(app)
 role_commands.register(app)
