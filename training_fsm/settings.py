@@ -100,6 +100,14 @@ class Settings(BaseSettings):
     """sha256 of Stable-Baselines3 zips that may be continued whole, as a JSON list. To read such a file whole is to run
     what is pickled in it; of all others only the weights are read."""
 
+    http_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port of /healthz, /readyz and /metrics; 0 takes a free one and logs it. Not set: none of them."""
+    http_host: str = "127.0.0.1"
+    """Address that this port is opened on; 0.0.0.0 in a container."""
+    health_silence_s: float = Field(default=120, gt=0)
+    """A role whose loops have not turned for so long is not live. A worker's may stand still for
+    `outage_patience_s` longer, since it waits for its stores."""
+
     log_format: Literal["console", "json"] = "console"
     """Lines for people, or one JSON object a line."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
