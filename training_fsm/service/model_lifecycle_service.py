@@ -146,6 +146,8 @@ def lineage_tags(run: Run, evaluation: EvaluationFinished) -> dict[str, str]:
         tags["parent"] = str(run.parent.model or run.parent.checkpoint.uri)
     if record.root is not None:
         tags["root"] = str(record.root)
+    if run.overridden is not None:
+        tags |= {"overridden_by": run.overridden.actor, "overridden_why": run.overridden.why}
     tags |= {
         f"test_{name}": f"{evaluation.metrics[name]:.6g}" for name in HEADLINE_METRICS if name in evaluation.metrics
     }
