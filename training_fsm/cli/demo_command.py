@@ -1,4 +1,4 @@
-"""`training-fsm demo`: the whole machine in two minutes, and a worker that dies in the middle."""
+"""`training-fsm demo`: the whole machine in two minutes: a worker dies in the middle, and the model is continued."""
 
 import shutil
 import tempfile
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo(ctx: typer.Context, home: Home = None, keep: Keep = False) -> None:
-    """Train a model end to end on this machine, kill its worker on the way, and show that nothing was lost.
+    """Train a model end to end on this machine, kill its worker on the way, continue the model, and check it all.
 
     Exits 0 only if all of it was so. Takes about two minutes and leaves nothing running.
     """

@@ -1,1 +1,1 @@
-"""The demo: a run from a message on Kafka to a registered model, over the death of its worker."""
+"""The demo: from a message on Kafka to a registered model, over the death of its worker, and on to its child."""

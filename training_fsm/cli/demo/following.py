@@ -1,4 +1,4 @@
-"""Follow the demo's run: its events as they come, a bar while it trains, and the killing of its worker."""
+"""Follow a run of the demo: its events as they come, a bar while it trains, and, where wanted, its worker's death."""
 
 import os
 import signal
@@ -37,12 +37,30 @@ class Followed:
     killed_at: float | None
     """Seconds of the wall clock since 1970."""
 
+    @property
+    def versions(self) -> list[int]:
+        """Of its events in the log."""
+        return [logged.version for logged in self.history]
+
+    @property
+    def events(self) -> list[e.Event]:
+        """What happened to it."""
+        return [logged.event for logged in self.history]
+
+    def faults_of_end(self) -> list[str]:
+        """Why it is no registered model, in words."""
+        if self.details.state is State.REGISTERED:
+            return []
+        why = f": {self.details.failure}" if self.details.failure else ""
+        return [f"the run: expected {State.REGISTERED.value}, ended in {self.details.state.value}{why}"]
+
 
 @dataclass(slots=True)
 class _Watcher:
     log: PostgresReads
     run_id: str
     display: "_Display"
+    kill: bool
     history: list[LoggedEvent] = field(default_factory=list)
     killed_worker: str | None = None
     killed_at: float | None = None
@@ -57,7 +75,7 @@ class _Watcher:
                 self.history.append(logged)
                 self.display.event(logged)
         self.display.progress(details)
-        if self.killed_worker is None and _time_to_kill(details):
+        if self.kill and self.killed_worker is None and _time_to_kill(details):
             self._kill(details)
         return details
 
@@ -70,11 +88,11 @@ class _Watcher:
         self.display.say(f"kill -9 {pid}   # the worker {worker}, at step {reached(details):,}; its child dies with it")
 
 
-def follow(stack: LocalStack, log: PostgresReads, run_id: str, console: Console) -> Followed:
-    """Follow a run to its end, and kill its worker on the way. Raises NotSo where that takes too long."""
+def follow(stack: LocalStack, log: PostgresReads, run_id: str, console: Console, *, kill: bool) -> Followed:
+    """Follow a run to its end, and `kill` its worker on the way. Raises NotSo where that takes too long."""
     deadline = time.monotonic() + PATIENCE_S
     with _Display(console) as display:
-        watcher = _Watcher(log, run_id, display)
+        watcher = _Watcher(log, run_id, display, kill)
         while time.monotonic() < deadline:
             stack.tend()
             details = watcher.look()
@@ -136,14 +154,18 @@ class _Display:
         self._console.print(line, no_wrap=True, overflow="ellipsis")
 
     def progress(self, details: RunDetails) -> None:
-        step, total = reached(details), details.last_step or 0
+        if details.last_step is None:
+            return  # it looks for its parent
+        first = details.run.first_step
+        step, total = max(reached(details), first), details.last_step
         words = f"{step:,} of {total:,}"
         if details.state is State.TRAINING and details.progress is not None:
             words += _speed(details.progress)
         if details.checkpoint_step is not None:
             words += f"  checkpoint {details.checkpoint_step:,}"
-        self._progress.update(self._task, total=total, completed=step, description=details.state.value, words=words)
-        fraction = step / total
+        done, own = step - first, total - first  # the parent's steps are no progress of this run
+        self._progress.update(self._task, total=own, completed=done, description=details.state.value, words=words)
+        fraction = done / own
         if not self._console.is_terminal and fraction >= self._told + PLAIN_STEPS_FRACTION:
             self._told = fraction
             self._console.print(f"      {words}", soft_wrap=True)
