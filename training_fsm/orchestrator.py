@@ -2,7 +2,7 @@
 
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -14,12 +14,14 @@ from training_fsm.messaging.preprocessing_listener import PREPROCESS_TOPICS
 from training_fsm.messaging.relay import Relay
 from training_fsm.messaging.topic_watch import TopicWatch
 from training_fsm.messaging.topics import Topics, create_missing
+from training_fsm.observability.orchestrator import ObservedOutbox, observe_orchestrator
+from training_fsm.observability.pulse import Pulses
+from training_fsm.observability.server import observed
 from training_fsm.service.training_orchestration_service import TrainingOrchestrationService
 from training_fsm.settings import Settings
 from training_fsm.startup import once_all_is_up, require_schema
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import PostgresEventLog
-from training_fsm.store.outbox import PostgresOutbox
 
 log = structlog.get_logger()
 
@@ -27,10 +29,10 @@ log = structlog.get_logger()
 def run_orchestrator(settings: Settings, stop: threading.Event) -> int:
     """Serve until told to stop, or until a thread dies of what nobody foresaw; then exit 1, to be started again.
 
-    Waits for Postgres and Kafka where they are not up yet. Raises SchemaBehind, TopicsRefused.
+    Waits for Postgres and Kafka where they are not up yet. Raises SchemaBehind, TopicsRefused, PortUnusable.
     """
     engine = make_engine(settings.database_url, application_name="training-fsm-orchestrator")
-    event_log, outbox = PostgresEventLog(engine), PostgresOutbox(engine)
+    event_log, outbox = PostgresEventLog(engine), ObservedOutbox(engine)
     topics, admin = Topics.with_prefix(settings.topic_prefix), make_admin(settings)
     ingest = IngestClient(settings.ingest_url, settings.ingest_path, read_timeout_s=settings.ingest_timeout_s)
     service = TrainingOrchestrationService(event_log, settings.policy, ingest, random.random)
@@ -59,23 +61,28 @@ def run_orchestrator(settings: Settings, stop: threading.Event) -> int:
         asker.wake.set()
         relay.wake.set()
 
-    consumer = make_consumer(settings, f"{settings.topic_prefix}training-fsm-orchestrator")
-    intake = Intake(consumer, topics.requested, service.handle, watch, committed)
+    group = f"{settings.topic_prefix}training-fsm-orchestrator"
+    intake = Intake(make_consumer(settings, group), topics.requested, service.handle, watch, committed)
+    loops = {"intake": intake.run, "asker": asker.run, "watch": watch.run, "relay": relay.run}
+    pulses = Pulses(max(settings.health_silence_s, settings.ingest_timeout_s * 4))
     try:
-        if not once_all_is_up(prepare, stop):
-            return 0
-        return _serve({"intake": intake.run, "asker": asker.run, "watch": watch.run, "relay": relay.run}, stop)
+        with observed(settings, observe_orchestrator(settings, engine, admin, group, outbox, pulses)):
+            with pulses.watched("start", stop) as watched:
+                if not once_all_is_up(prepare, watched):
+                    return 0
+            return _serve(loops, stop, pulses)
     finally:
         ingest.close()
         engine.dispose()
 
 
-def _serve(loops: dict[str, Callable[[threading.Event], None]], stop: threading.Event) -> int:
+def _serve(loops: Mapping[str, Callable[[threading.Event], None]], stop: threading.Event, pulses: Pulses) -> int:
     died: list[str] = []
 
     def guarded(name: str, loop: Callable[[threading.Event], None]) -> None:
         try:
-            loop(stop)
+            with pulses.watched(name, stop) as watched:
+                loop(watched)
         except Exception:
             log.exception("thread died", thread=name)
             died.append(name)

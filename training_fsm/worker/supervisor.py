@@ -14,6 +14,10 @@ from training_fsm.client.mlflow_models import MlflowModels
 from training_fsm.client.mlflow_tracking import MlflowTracking
 from training_fsm.domain.errors import OutsideUnavailable, TrainingFsmError
 from training_fsm.domain.states import State
+from training_fsm.logs import bound_everywhere
+from training_fsm.observability.pulse import Pulses
+from training_fsm.observability.server import observed
+from training_fsm.observability.worker import WorkerStatus, observe_worker
 from training_fsm.service.model_lifecycle_service import ModelLifecycleService
 from training_fsm.settings import Settings
 from training_fsm.startup import once_all_is_up, require_schema
@@ -35,7 +39,7 @@ def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False,
     """Work until told to stop. `once` does one run, `run_id` or whichever comes first, and ends.
 
     Returns 0; with `once`, 1 where the run ended here without being judged. Raises SchemaBehind, SettingsWrong,
-    ChildUnusable, and UnknownRun for a `run_id` that is not in the log.
+    ChildUnusable, PortUnusable, and UnknownRun for a `run_id` that is not in the log.
     """
     if (settings.feast_repo is None) == (settings.feast_registry is None):
         raise SettingsWrong("setting feast_repo: expected it or feast_registry, and not both")
@@ -47,15 +51,20 @@ def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False,
     tracking = MlflowTracking(connection)
     outside = Outside(event_log, tracking, MlflowArtifacts(connection), lifecycle)
     worker = f"{settings.worker_name}-{os.getpid()}"
+    status, pulses = WorkerStatus(worker), Pulses(settings.health_silence_s + settings.outage_patience_s)
     try:
-        if not once_all_is_up(partial(require_schema, engine), stop):
-            return 0
-        try:
-            tracking.warm_up()
-        except OutsideUnavailable as error:
-            log.warning("mlflow is away, for now", error=error.words)
-        with Claims(event_log, settings.database_url, worker, settings.lease_s, run_id) as claims:
-            return Supervisor(settings, outside, claims, worker).serve(stop, once=once)
+        with (
+            observed(settings, observe_worker(engine, status, pulses, settings.lease_s)),
+            pulses.watched("main", stop) as watched,
+        ):
+            if not once_all_is_up(partial(require_schema, engine), watched):
+                return 0
+            try:
+                tracking.warm_up()
+            except OutsideUnavailable as error:
+                log.warning("mlflow is away, for now", error=error.words)
+            with Claims(event_log, settings.database_url, worker, settings.lease_s, run_id) as claims:
+                return Supervisor(settings, outside, claims, status).serve(watched, once=once)
     finally:
         engine.dispose()
 
@@ -71,12 +80,13 @@ class SettingsWrong(TrainingFsmError):
 class Supervisor:
     """One training child at a time; after every training a fresh one, so that no run inherits another's state."""
 
-    def __init__(self, settings: Settings, outside: Outside, claims: Claims, worker: str) -> None:
+    def __init__(self, settings: Settings, outside: Outside, claims: Claims, status: WorkerStatus) -> None:
         self._settings = settings
         self._outside = outside
         self._claims = claims
-        self._worker = worker
-        self._log_file = settings.spool / f"child-{worker}.log"
+        self._status = status
+        self._worker = status.worker
+        self._log_file = settings.spool / f"child-{status.worker}.log"
         self._reconciler = Reconciler(outside)
 
     def serve(self, stop: threading.Event, *, once: bool) -> int:
@@ -101,6 +111,7 @@ class Supervisor:
         """Wait for the child, then for runs, and work until one has used the child; None where none did."""
         if not _ready(child, news, stop):
             return None
+        self._status.child_pid = child.pid
         log.info("ready for a run", worker=self._worker)
         while not stop.is_set() and news.empty():  # only the death of an idle child is news
             try:
@@ -136,7 +147,8 @@ class Supervisor:
 
     def _work(self, session: RunSession) -> State:
         try:
-            return work_on(session).state
+            with bound_everywhere(run_id=session.run.run_id), self._status.working(session):
+                return work_on(session).state
         except OutsideUnavailable as error:
             log.warning("nothing recorded, the lease runs out", run_id=session.run.run_id, error=error.words)
             return session.run.state
