@@ -27,7 +27,7 @@ ROWS: tuple[tuple[type[e.Event], tuple[State, ...], State | None], ...] = (
     (e.TrainingResumed, (TRAINING,), None),
     (e.CheckpointSaved, (TRAINING,), None),
     (e.PauseRequested, (TRAINING,), None),
-    (e.RunPaused, (TRAINING,), State.PAUSED),
+    (e.RunPaused, (TRAINING,), State.PAUSED),  # the guard: where somebody still wants it
     (e.RunResumed, (State.PAUSED,), TRAINING),
     (e.RunResumed, (TRAINING,), None),  # before the pause began
     (e.RunExtended, (State.REQUESTED, AWAITING, TRAINING, State.PAUSED), None),
@@ -83,4 +83,6 @@ def destination(run: Run | None, event: e.Event) -> State:
         raise TransitionRefused(f"{event.type()} after {event.steps} steps: the run goes on to {run.last_step}")
     if not dests:
         raise TransitionRefused(f"{event.type()} does not fit a run in {source.value}")
+    if isinstance(event, e.RunPaused) and run is not None and run.pause is None:
+        raise TransitionRefused(f"{event.type()}: nobody wants the run to pause any more")
     return dests[0]

@@ -343,6 +343,8 @@ def test_a_pause_is_a_wish_until_the_worker_stands_at_a_checkpoint(
     run = wanted.when(RESUME).then(e.RunResumed(actor="a", why="w"))
     assert run is not None
     assert (run.state, run.pause) == (State.TRAINING, None)
+    with pytest.raises(TransitionRefused, match="nobody wants"):
+        destination(run, STANDS)
     finished = next(event for event in histories[State.EVALUATING] if isinstance(event, e.TrainingFinished))
     assert given(*wanted.events, finished).run.pause is None
     paused = given(*histories[State.PAUSED]).run

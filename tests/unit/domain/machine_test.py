@@ -59,7 +59,10 @@ def _started(life: Life) -> e.TrainingStarted:
 def _run_in(state: State, life: Life) -> Run | None:
     run = _after(life("r")[:4])
     assert run is not None
-    return None if state is State.NEW else run.model_copy(update={"state": state, "failed_from": State.TRAINING})
+    if state is State.NEW:
+        return None
+    wanted = e.PauseRequested(actor="a", why="w") if state is State.TRAINING else None
+    return run.model_copy(update={"state": state, "failed_from": State.TRAINING, "pause": wanted})
 
 
 @pytest.mark.parametrize("state", list(State))
