@@ -1,7 +1,8 @@
 """The contracts as a folder of files: what belongs there, what differs, and the writing of it."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -20,7 +21,8 @@ ASYNCAPI, INDEX = "asyncapi.yaml", "index.md"
 FOLDERS = ("commands", "events", "preprocess")
 
 
-def contract_files() -> dict[str, str]:
+@cache
+def contract_files() -> Mapping[str, str]:
     """Every file by its path within the folder, with its text."""
     commands = {
         f"commands/{name}.json": _schema(command_message(command), "accepted", f"commands:{name}")
@@ -37,7 +39,7 @@ def contract_files() -> dict[str, str]:
     return {INDEX: _index(), ASYNCAPI: _yaml(document()), **commands, **events, **preprocess}
 
 
-def differences(folder: Path, files: dict[str, str]) -> list[str]:
+def differences(folder: Path, files: Mapping[str, str]) -> list[str]:
     """What is not in the folder as it should be, one line each; empty where all is."""
     wrong = []
     for name, text in files.items():
@@ -49,7 +51,7 @@ def differences(folder: Path, files: dict[str, str]) -> list[str]:
     return wrong + [f"{path}: no longer made" for path in left_over(folder, files)]
 
 
-def write(folder: Path, files: dict[str, str]) -> None:
+def write(folder: Path, files: Mapping[str, str]) -> None:
     """Write the files and delete schemas of ours that are no longer made. Raises OSError."""
     for path in left_over(folder, files):
         path.unlink()
@@ -59,7 +61,7 @@ def write(folder: Path, files: dict[str, str]) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-def left_over(folder: Path, files: dict[str, str]) -> list[Path]:
+def left_over(folder: Path, files: Mapping[str, str]) -> list[Path]:
     """Schemas of ours, told by their id, that are not among the files."""
     found = sorted(path for part in FOLDERS for path in (folder / part).glob("*.json"))
     others = [path for path in found if path.relative_to(folder).as_posix() not in files]
