@@ -1,5 +1,6 @@
 """The docs say what the code says."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -39,3 +40,18 @@ def test_readme_has_every_state() -> None:
 def test_example_request_is_valid(example: Path) -> None:
     """What is shipped to be copied is accepted as it is."""
     assert read_request(str(example)).request.evaluation.gate
+
+
+def test_requests_on_the_pages_are_valid(tmp_path: Path) -> None:
+    """What README and docs show as a request is accepted as it is."""
+    blocks = [
+        block
+        for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+        for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+        if "type: request_training" in block
+    ]
+    assert blocks
+    for block in blocks:
+        path = tmp_path / "request.yaml"
+        path.write_text(block, encoding="utf-8")
+        assert read_request(str(path)).request
