@@ -1,4 +1,4 @@
-"""`training-fsm demo`: the whole machine in two minutes: a worker dies in the middle, and the model is continued."""
+"""`training-fsm demo`: the whole machine in two minutes; a worker dies in the middle, and the model is continued."""
 
 import shutil
 import tempfile
