@@ -29,7 +29,12 @@ def summary(event: e.Event) -> str:
             return f"{service} lacks {', '.join(span(range_.start, range_.end) for range_ in ranges)}"
         case e.FeaturesRequested(attempt=attempt, deadline=deadline, request_id=request_id, range=asked):
             of = f" for {span(asked.start, asked.end)}" if asked else ""
+            of += "" if event.context == "training" else f" as a {event.context}"
             return f"attempt {attempt}, request {request_id}{of}, until {moment(deadline)}"
+        case e.FeaturesIncomplete(service=service, field=field, range=range_, words=words):
+            return _placed(words, service, field, range_)
+        case e.DeadlinePassed(request_id=request_id):
+            return f"no answer to {request_id}; Feast is looked into once more"
         case e.FeatureRequestAnswered(status=status, words=words):
             return f"ingest answered {status}: {words}"
         case e.FeaturesReady(request_id=e.FOUND_IN_FEAST):
@@ -72,8 +77,14 @@ def _ending(event: e.Event) -> str:
             return f"failure {attempt}, again at {moment(retry_at)}: {failure(reason)}"
         case e.RunFailed(reason=reason):
             return failure(reason)
-        case e.RunCancelled(actor=actor, why=why) | e.RunRetried(actor=actor, why=why):
-            return " ".join(part for part in (f"by {actor}" if actor else "", f"({why})" if why else "") if part)
+        case e.RunPaused(step=step):
+            return f"at step {step:,} {_who(event)}".rstrip()
+        case e.RunExtended(additional_timesteps=steps):
+            return f"by {steps:,} steps {_who(event)}".rstrip()
+        case e.RunCancelled() | e.RunRetried() | e.PauseRequested() | e.RunResumed() | e.RejectionOverridden():
+            return _who(event)
+        case e.ArtifactsReleased(artifacts=artifacts, why=why):
+            return f"{count(len(artifacts), 'stored file')}: {why}"
         case e.CommandRefused(command_type=command_type, reason=reason):
             return f"{command_type}: {reason}"
         case e.MessageDeadLettered(topic=topic, partition=partition, offset=offset, reason=reason):
@@ -89,6 +100,22 @@ def _data(event: e.DataFrozen) -> str:
     return line + (f"; {shared_words(event.shared)}" if event.shared else "")
 
 
+_Ordered = (
+    e.RunCancelled
+    | e.RunRetried
+    | e.PauseRequested
+    | e.RunPaused
+    | e.RunResumed
+    | e.RunExtended
+    | e.RejectionOverridden
+)
+
+
+def _who(event: _Ordered) -> str:
+    named = (f"by {event.actor}" if event.actor else "", f"({event.why})" if event.why else "")
+    return " ".join(part for part in named if part)
+
+
 def _going_on(event: e.TrainingStarted) -> str:
     if event.inheritance is None:
         return ""
@@ -97,9 +124,13 @@ def _going_on(event: e.TrainingStarted) -> str:
 
 def failure(reason: Failure) -> str:
     """Why something failed, with service, field and range where there are some."""
-    places = (("service", reason.service), ("field", reason.field), ("range", reason.range))
+    return f"{reason.kind}: " + _placed(reason.words, reason.service, reason.field, reason.range)
+
+
+def _placed(words: str, service: str | None, field: str | None, range_: str | None) -> str:
+    places = (("service", service), ("field", field), ("range", range_))
     named = ", ".join(f"{name} {value}" for name, value in places if value)
-    return f"{reason.kind}: {reason.words}" + (f" [{named}]" if named else "")
+    return words + (f" [{named}]" if named else "")
 
 
 def parent_words(parent: Parent) -> str:
@@ -124,7 +155,7 @@ def descent_words(root: ModelRef | None, depth: int) -> str:
 def change_words(parent: Parent, changes: Sequence[Change], most: int) -> str:
     """How many fields of a request differ from the parent's, and the first of them."""
     if parent.record is None:
-        return f"all {len(changes)} fields are the request's, a zip has none"
+        return f"it has no request that the {count(len(changes), 'field')} of this one could differ from"
     if not changes:
         return "no field changes"
     shown = [change_line(change) for change in changes[:most]]
@@ -170,6 +201,8 @@ def contest_words(contest: Contest) -> str:
     """A challenger against the champion."""
     if contest.champion is None:
         return "no champion yet to beat"
+    if contest.obstacle is not None:
+        return f"not against {contest.champion}: {contest.obstacle}"
     metric = contest.metric
     mine, theirs = (
         f"{metrics[metric]:.4g}" if metric in metrics else "unknown"

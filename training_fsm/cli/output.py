@@ -28,6 +28,7 @@ UNKNOWN = "-"
 _STYLES = {
     State.REGISTERED: "green",
     State.REJECTED: "yellow",
+    State.PAUSED: "yellow",
     State.FAILED: "red",
     State.CANCELLED: "dim",
     State.TRAINING: "cyan",

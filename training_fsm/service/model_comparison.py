@@ -130,7 +130,7 @@ def _ref(run: Run) -> ModelRef:
 
 
 def _compared(a: Mapping[str, str], b: Mapping[str, str]) -> Compared:
-    fields = list(dict.fromkeys((*a, *b)))
+    fields = sorted(a.keys() | b.keys())
     different = [Difference(field=name, a=a.get(name), b=b.get(name)) for name in fields if a.get(name) != b.get(name)]
     return Compared(different=tuple(different), equal=len(fields) - len(different))
 

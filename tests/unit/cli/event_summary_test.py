@@ -26,6 +26,14 @@ def _others(life: tuple[e.Event, ...]) -> tuple[e.Event, ...]:
         e.RunFailed(reason=FAILURE, failed_from=State.TRAINING),
         e.RunCancelled(actor="me", why="enough"),
         e.RunRetried(actor="me", why=""),
+        e.PauseRequested(actor="me", why=""),
+        e.RunPaused(actor="me", why="lunch", step=2048),
+        e.RunResumed(actor="me", why=""),
+        e.RunExtended(actor="me", why="", additional_timesteps=4096),
+        e.RejectionOverridden(actor="me", why="shown to nobody"),
+        e.FeaturesIncomplete(service="s", field="rsi", range=None, words="no rows"),
+        e.DeadlinePassed(request_id="q"),
+        e.ArtifactsReleased(artifacts=(), why="superseded"),
         e.CommandRefused(command_id="1", command_source="s", command_type="cancel_run", run_id="r", reason="no run"),
         e.MessageDeadLettered.model_validate(letter | {"bytes": ""}),
     )
@@ -85,7 +93,8 @@ def test_a_zip_as_parent_is_said_so(continued_life: Continued) -> None:
     resolved = _event(continued_life("s"), e.ParentResolved)
     zipped = resolved.parent.model_copy(update={"kind": "sb3_weights", "model": None, "record": None, "steps": 0})
     assert summary(resolved.model_copy(update={"parent": zipped})) == (
-        "a file, a Stable-Baselines3 zip, weights only, at step 0; all 2 fields are the request's, a zip has none"
+        "a file, a Stable-Baselines3 zip, weights only, at step 0; "
+        "it has no request that the 2 fields of this one could differ from"
     )
 
 
@@ -115,6 +124,9 @@ def test_a_contest_names_the_champion_and_both_numbers(life: Callable[[str], tup
     contest = Contest(champion=None, stream_version=0, metric="sharpe")
     alone = evaluated.model_copy(update={"contest": contest})
     assert summary(alone) == "passed, 1 of 1 rules hold; no champion yet to beat"
+    kept = {"champion": ModelRef(name="eurusd-ppo", version=2), "obstacle": "3 bars lie behind the training of both"}
+    apart = evaluated.model_copy(update={"contest": contest.model_copy(update=kept)})
+    assert summary(apart).endswith("; not against eurusd-ppo/2: 3 bars lie behind the training of both")
     against = {
         "champion": ModelRef(name="eurusd-ppo", version=2),
         "bars": 300,
@@ -123,6 +135,13 @@ def test_a_contest_names_the_champion_and_both_numbers(life: Callable[[str], tup
     }
     judged = evaluated.model_copy(update={"contest": contest.model_copy(update=against)})
     assert summary(judged).endswith("; against eurusd-ppo/2 on 300 bars: sharpe 0.8 vs 0.5")
+
+
+def test_orders_say_who_gave_them_and_why() -> None:
+    """And the number that matters, where there is one."""
+    assert summary(e.RunPaused(actor="me", why="lunch", step=2048)) == "at step 2,048 by me (lunch)"
+    assert summary(e.RunExtended(actor="me", why="", additional_timesteps=4096)) == "by 4,096 steps by me"
+    assert summary(e.RunCancelled(actor="", why="enough")) == "(enough)"
 
 
 def test_a_champion_says_whom_it_follows() -> None:

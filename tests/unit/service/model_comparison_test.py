@@ -75,9 +75,9 @@ def test_definitions_that_differ_are_named(first: Run) -> None:
     )
     found = compare(first, other, _places(first)).features
     assert [(difference.field, difference.a is None) for difference in found.different] == [
-        ("hash", False),
-        ("feature_definitions.rsi", False),
         ("feature_definitions.adx", True),
+        ("feature_definitions.rsi", False),
+        ("hash", False),
     ]
     assert found.equal == 1
 
