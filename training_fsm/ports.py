@@ -7,9 +7,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
-from training_fsm.domain.events import Event, MessageDeadLettered
+from training_fsm.domain.events import Event
 from training_fsm.domain.facts import Artifact, ModelRef
 from training_fsm.domain.features import FeatureConfigVersionInfo
+from training_fsm.domain.inbound import LetterReceived
 from training_fsm.domain.request import TrainingRequest
 from training_fsm.domain.run import Run
 from training_fsm.domain.timeframe import TimeRange
@@ -90,7 +91,7 @@ class UnitOfWork(Protocol):
         """Record an accepted command in the inbox."""
         ...
 
-    def dead_letter(self, letter_id: str, event: MessageDeadLettered, message: bytes, cause: Cause) -> None:
+    def dead_letter(self, letter: LetterReceived, cause: Cause) -> None:
         """Keep an unreadable message whole; the same letter id twice is kept once."""
         ...
 

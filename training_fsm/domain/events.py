@@ -9,6 +9,7 @@ from training_fsm.domain.facts import (
     Artifact,
     Failure,
     Fingerprint,
+    Header,
     Judgement,
     ModelRef,
     StoredData,
@@ -302,6 +303,8 @@ class MessageDeadLettered(Event):
     """At most the first kilobyte."""
     bytes: str
     """The message's value, base64; at most its first 64 kB."""
+    headers: tuple[Header, ...] = ()
+    """Its first headers, at most 16 kB of them; none of letters that were written before headers were kept."""
 
 
 def _all_types(base: type[Event]) -> dict[str, type[Event]]:

@@ -129,6 +129,13 @@ class Artifact(Model):
     size_bytes: int
 
 
+class Header(Model):
+    """A header of a message."""
+
+    name: str
+    value_base64: str
+
+
 class StoredData(FrozenData):
     """Frozen rows and where their file lies."""
 

@@ -37,11 +37,14 @@ class NotificationReceived:
 
 @dataclass(frozen=True, slots=True)
 class LetterReceived:
-    """A message that nobody can read."""
+    """A message that nobody can read, whole."""
 
     letter_id: str
     event: MessageDeadLettered
     message: bytes
+    """The message's value."""
+    key: bytes | None
+    headers: tuple[tuple[str, bytes], ...]
 
 
 Inbound = CommandReceived | CommandMalformed | NotificationReceived | LetterReceived

@@ -2,16 +2,19 @@
 
 import base64
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Message as KafkaMessage
 
 from training_fsm.domain.events import MessageDeadLettered
+from training_fsm.domain.facts import Header
 from training_fsm.domain.inbound import LetterReceived
 from training_fsm.messaging.strict_json import storable
 
 LETTER_HEAD_BYTES = 65_536
 LETTER_KEY_BYTES = 1_024
+LETTER_HEADERS_BYTES = 16_384
 LETTER_REASON_CHARACTERS = 2_000
 
 
@@ -61,6 +64,7 @@ def _bytes(content: str | bytes | None) -> bytes:
 def dead_letter(message: Message, reason: str) -> LetterReceived:
     """The letter about a message that cannot be read, for the reason given."""
     key = message.key[:LETTER_KEY_BYTES] if message.key is not None else None
+    headers = tuple((storable(name), content) for name, content in message.headers)
     event = MessageDeadLettered(
         topic=message.topic,
         partition=message.partition,
@@ -70,5 +74,17 @@ def dead_letter(message: Message, reason: str) -> LetterReceived:
         size_bytes=len(message.value),
         key_base64=None if key is None else base64.b64encode(key).decode(),
         bytes=base64.b64encode(message.value[:LETTER_HEAD_BYTES]).decode(),
+        headers=tuple(_first(headers)),
     )
-    return LetterReceived(message.digest, event, message.value)
+    return LetterReceived(message.digest, event, message.value, message.key, headers)
+
+
+def _first(headers: Sequence[tuple[str, bytes]]) -> Iterator[Header]:
+    """The headers up to the first one that there is no room for."""
+    room = LETTER_HEADERS_BYTES
+    for name, content in headers:
+        header = Header(name=name, value_base64=base64.b64encode(content).decode())
+        room -= len(header.model_dump_json())
+        if room < 0:
+            return
+        yield header

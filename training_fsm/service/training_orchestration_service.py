@@ -54,8 +54,8 @@ class TrainingOrchestrationService:
                             self._obey(unit, item)
                     case NotificationReceived():
                         self._hear(unit, item, waiting.get(item.notification.request_id, ()))
-                    case LetterReceived(letter_id=letter_id, event=event, message=message):
-                        unit.dead_letter(letter_id, event, message, Cause(ACTOR, letter_id, letter_id))
+                    case LetterReceived(letter_id=letter_id):
+                        unit.dead_letter(item, Cause(ACTOR, letter_id, letter_id))
                     case _:
                         assert_never(item)
 

@@ -115,7 +115,33 @@ dead_letters = sa.Table(
     _text("reason"),
     sa.Column("message", sa.LargeBinary, nullable=False, comment="the whole bytes"),
     _time("received_at"),
+    sa.Column(
+        "key",
+        sa.LargeBinary,
+        nullable=True,
+        comment="whole; empty where it had none, and in letters from before headers were kept",
+    ),
+    sa.Column("headers", sa.JSON, nullable=True, comment="pairs of name and base64, in order; empty: not kept"),
     comment="Messages that could not be read, whole.",
+)
+
+letter_replays = sa.Table(
+    "letter_replays",
+    metadata,
+    sa.Column("replay_id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
+    sa.Column(
+        "letter_id",
+        sa.Text,
+        sa.ForeignKey("dead_letters.letter_id", name="letter_replays_letter_id_fkey"),
+        nullable=False,
+    ),
+    _text("actor"),
+    _time("asked_at"),
+    _text("topic"),
+    sa.Column("partition", sa.Integer, nullable=True),
+    sa.Column("offset", sa.BigInteger, nullable=True, comment="empty: Kafka did not confirm; it may have arrived"),
+    sa.Index("letter_replays_letter_id_idx", "letter_id"),
+    comment="Who sent a dead letter onto its topic again, when, and where it landed.",
 )
 
 checkpoints = sa.Table(
@@ -128,6 +154,20 @@ checkpoints = sa.Table(
     sa.Column("size_bytes", sa.BigInteger, nullable=False),
     _time("saved_at"),
     comment="Projection of checkpoint_saved.",
+)
+
+released_files = sa.Table(
+    "released_files",
+    metadata,
+    sa.Column("run_id", sa.Text, primary_key=True),
+    sa.Column("uri", sa.Text, primary_key=True),
+    _text("sha256"),
+    sa.Column("size_bytes", sa.BigInteger, nullable=False),
+    sa.Column("version", sa.Integer, nullable=False, comment="of the event that released it"),
+    _time("released_at"),
+    sa.Column("deleted_at", sa.TIMESTAMP(timezone=True), nullable=True, comment="empty: still to be deleted"),
+    sa.Index("released_files_pending_idx", "released_at", postgresql_where=sa.text("deleted_at IS NULL")),
+    comment="Projection of artifacts_released, and when the janitor had deleted each file.",
 )
 
 feature_configs = sa.Table(

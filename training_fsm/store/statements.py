@@ -76,8 +76,19 @@ WRITE_HEAD = sa.text(
 )
 
 INSERT_LETTERS = sa.text(
-    'INSERT INTO dead_letters (letter_id, topic, partition, "offset", reason, message, received_at) '
-    "VALUES (:letter_id, :topic, :partition, :offset, :reason, :message, :received_at)"
+    'INSERT INTO dead_letters (letter_id, topic, partition, "offset", reason, message, received_at, key, headers) '
+    "VALUES (:letter_id, :topic, :partition, :offset, :reason, :message, :received_at, :key, cast(:headers AS json))"
+)
+
+# A file that was named again after its release, and is released once more, is to be deleted once more.
+INSERT_RELEASED = sa.text(
+    """
+    INSERT INTO released_files (run_id, uri, sha256, size_bytes, version, released_at)
+    VALUES (:run_id, :uri, :sha256, :size_bytes, :version, :released_at)
+    ON CONFLICT (run_id, uri) DO UPDATE
+    SET sha256 = excluded.sha256, size_bytes = excluded.size_bytes, version = excluded.version,
+        released_at = excluded.released_at, deleted_at = NULL
+    """
 )
 
 INSERT_CHECKPOINTS = sa.text(

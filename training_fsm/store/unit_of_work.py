@@ -1,5 +1,6 @@
 """One transaction on the log, collected in memory and written in a handful of statements."""
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,19 +10,20 @@ import sqlalchemy as sa
 
 from training_fsm.domain.errors import ChampionMoved, Conflict
 from training_fsm.domain.events import (
+    ArtifactsReleased,
     AttemptFailed,
     ChampionPromoted,
     CheckpointSaved,
     CommandRefused,
     Event,
     FeaturesRequested,
-    MessageDeadLettered,
     ParentResolved,
     RunClaimed,
     RunPaused,
     RunRequested,
 )
 from training_fsm.domain.evolve import evolve
+from training_fsm.domain.inbound import LetterReceived
 from training_fsm.domain.machine import destination
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
@@ -66,6 +68,7 @@ class PostgresUnitOfWork:
         self._entries: list[InboxEntry] = []
         self._letters: list[dict[str, object]] = []
         self._checkpoints: list[dict[str, object]] = []
+        self._released: list[dict[str, object]] = []
         self._feature_configs: dict[str, dict[str, object]] = {}
         self._claimable: list[str] = []
 
@@ -150,16 +153,19 @@ class PostgresUnitOfWork:
         """Record an accepted command in the inbox."""
         self._entries.append(entry)
 
-    def dead_letter(self, letter_id: str, event: MessageDeadLettered, message: bytes, cause: Cause) -> None:
+    def dead_letter(self, letter: LetterReceived, cause: Cause) -> None:
         """Keep an unreadable message whole; the same letter id twice is kept once."""
+        letter_id = letter.letter_id
         known = self._connection.execute(
             sa.text("SELECT 1 FROM dead_letters WHERE letter_id = :id"), {"id": letter_id}
         ).first()
-        if known or any(letter["letter_id"] == letter_id for letter in self._letters):
+        if known or any(row["letter_id"] == letter_id for row in self._letters):
             return
-        letter = event.model_dump(include={"topic", "partition", "offset", "reason"})
-        self._letters.append(letter | {"letter_id": letter_id, "message": message, "received_at": self.now})
-        self._record(f"letter-{letter_id}", 1, event, cause)
+        row = letter.event.model_dump(include={"topic", "partition", "offset", "reason"})
+        row |= {"letter_id": letter_id, "message": letter.message, "received_at": self.now, "key": letter.key}
+        pairs = [[name, base64.b64encode(content).decode()] for name, content in letter.headers]
+        self._letters.append(row | {"headers": json.dumps(pairs)})
+        self._record(f"letter-{letter_id}", 1, letter.event, cause)
 
     def promote(self, promotion: ChampionPromoted, after_version: int, cause: Cause) -> None:
         """Make a version its model's champion. Raises ChampionMoved where the model's stream is not at that version."""
@@ -207,6 +213,9 @@ class PostgresUnitOfWork:
             case CheckpointSaved(step=step, artifact=artifact):
                 row: dict[str, object] = {"run_id": run_id, "step": step, "saved_at": self.now}
                 self._checkpoints.append(row | artifact.model_dump())
+            case ArtifactsReleased(artifacts=artifacts):
+                released = {"run_id": run_id, "version": head.run and head.run.version, "released_at": self.now}
+                self._released += ({**released, **artifact.model_dump()} for artifact in artifacts)
             case RunRequested(feature_config=config) | ParentResolved(feature_config=config) if config is not None:
                 if config.hash not in self._feature_configs:
                     definitions = [definition.model_dump(mode="json") for definition in config.feature_definitions]
@@ -235,6 +244,7 @@ class PostgresUnitOfWork:
         for statement, rows in (
             (sql.INSERT_LETTERS, self._letters),
             (sql.INSERT_CHECKPOINTS, self._checkpoints),
+            (sql.INSERT_RELEASED, self._released),
             (sql.INSERT_FEATURE_CONFIGS, [self._feature_configs[key] for key in sorted(self._feature_configs)]),
         ):
             if rows:

@@ -11,6 +11,7 @@ from training_fsm.client.artifact_store import MlflowArtifacts
 from training_fsm.client.mlflow_connection import MlflowConnection
 from training_fsm.client.mlflow_tracking import MlflowTracking
 from training_fsm.domain.events import CheckpointSaved, MessageDeadLettered
+from training_fsm.domain.inbound import LetterReceived
 from training_fsm.domain.run import Run
 from training_fsm.local.mlflow_server import MlflowServer
 from training_fsm.ports import Cause, InboxEntry
@@ -33,12 +34,12 @@ def full_log(engine: sa.Engine, live: Live) -> sa.Engine:
     with PostgresEventLog(engine).begin() as unit:
         cause = Cause("orchestrator", "1", "1")
         unit.refuse(InboxEntry("cli", "1", "cancel_run", "x", "refused", "run_id: there is no run x"), cause)
-        unit.dead_letter(LETTER, _letter(), MESSAGE, cause)
+        unit.dead_letter(LetterReceived(LETTER, _letter(), MESSAGE, None, ()), cause)
     return engine
 
 
 def _letter() -> MessageDeadLettered:
-    fields: dict[str, object] = dict.fromkeys(MessageDeadLettered.model_fields)
+    fields: dict[str, object] = dict.fromkeys(MessageDeadLettered.model_fields) | {"headers": ()}
     fields |= {"topic": "requested.train-model", "partition": 0, "offset": 0, "reason": "value: expected JSON"}
     fields |= {"sha256": hashlib.sha256(MESSAGE).hexdigest(), "size_bytes": len(MESSAGE), "bytes": ""}
     return MessageDeadLettered.model_validate(fields)

@@ -139,7 +139,7 @@ def test_of_two_units_on_one_run_one_is_refused_whole(engine: sa.Engine, log: Po
     losing.accept(InboxEntry("s", "1", "cancel_run", "r", "accepted", None))
     losing.refuse(InboxEntry("s", "2", "cancel_run", "x", "refused", "no"), CAUSE)
     letter = dead_letter(Message("t", 0, 0, 0, None, b"?"), "why")
-    losing.dead_letter(letter.letter_id, letter.event, letter.message, CAUSE)
+    losing.dead_letter(letter, CAUSE)
     with log.begin() as unit:
         unit.append("r", [life("r")[3]], CAUSE)
     before = _count(engine, "events")
@@ -200,15 +200,17 @@ def test_what_the_machine_refuses_is_not_written(engine: sa.Engine, log: Postgre
 
 def test_a_letter_is_kept_once(engine: sa.Engine, log: PostgresEventLog) -> None:
     """The same message again, in the same unit or a later one, adds nothing."""
-    letter = dead_letter(Message("t", 1, 2, 3, b"\x00", bytes(range(256))), "why")
+    headers = (("ce_id", b"7"), ("ce_id", b"\xff\x00"))
+    letter = dead_letter(Message("t", 1, 2, 3, b"\x00", bytes(range(256)), headers), "why")
     for _ in range(2):
         with log.begin() as unit:
             for _ in range(2):
-                unit.dead_letter(letter.letter_id, letter.event, letter.message, CAUSE)
+                unit.dead_letter(letter, CAUSE)
     assert _count(engine, "events") == 1
     with engine.connect() as connection:
         kept = connection.execute(sa.text("SELECT * FROM dead_letters")).one()
     assert (bytes(kept.message), kept.topic, kept.partition, kept.offset) == (bytes(range(256)), "t", 1, 2)
+    assert (bytes(kept.key), kept.headers) == (b"\x00", [["ce_id", "Nw=="], ["ce_id", "/wA="]])
 
 
 def test_runs_are_found_by_the_request_that_they_wait_for(log: PostgresEventLog, life: Life) -> None:

@@ -40,8 +40,12 @@ def _stored(stream: str, type_: str, payload: str) -> StoredEvent:
 def test_a_letter_keeps_the_whole_message_and_an_event_of_bounded_size() -> None:
     """The event has the message's head, digest and place; the largest message makes one that fits."""
     value, key = bytes(range(256)) * 4096, b"\x00\xff" * 4096
-    letter = dead_letter(Message("t", 1, 2, 3, key, value), "\x00\x01" * 400_000)
-    assert letter.message == value
+    headers = tuple((f"\x01ü{number}", b"\xff" * 100) for number in range(5000))
+    letter = dead_letter(Message("t", 1, 2, 3, key, value, headers), "\x00\x01" * 400_000)
+    assert (letter.message, letter.key, letter.headers) == (value, key, headers)
+    names = [header.name for header in letter.event.headers]
+    assert names == [name for name, _ in headers[: len(names)]]
+    assert 50 < len(names) < 200
     assert letter.event.sha256 == hashlib.sha256(value).hexdigest()
     assert (letter.event.topic, letter.event.partition, letter.event.offset) == ("t", 1, 2)
     assert base64.b64decode(letter.event.bytes) == value[:65_536]
