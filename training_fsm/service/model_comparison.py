@@ -195,7 +195,7 @@ def _market(run: Run) -> tuple[str, str]:
 def _same(a: float | None, b: float | None) -> bool:
     if a is None or b is None:
         return a is b
-    return a == b or (math.isnan(a) and math.isnan(b))
+    return math.isclose(a, b, rel_tol=1e-12) or (math.isnan(a) and math.isnan(b))
 
 
 def _above(a: Mapping[str, float], b: Mapping[str, float], name: str) -> float | None:

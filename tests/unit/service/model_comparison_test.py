@@ -83,8 +83,11 @@ def test_definitions_that_differ_are_named(first: Run) -> None:
 
 
 def test_metrics_have_a_difference_where_both_are_numbers(first: Run) -> None:
-    """Not a number twice is equal; infinite or missing has no difference."""
+    """Not a number twice is equal, so is what differs by rounding; infinite or missing has no difference."""
     assert first.evaluation is not None
+    rounded = {**first.evaluation.metrics, "sharpe": first.evaluation.metrics["sharpe"] * (1 + 2e-16)}
+    same = first.model_copy(update={"evaluation": first.evaluation.model_copy(update={"metrics": rounded})})
+    assert compare(first, same, _places(first)).metrics.different == ()
     metrics = {"sharpe": 0.81, "profit_factor": float("nan"), "trades": 7.0, "calmar": 1.0}
     other = first.model_copy(update={"evaluation": first.evaluation.model_copy(update={"metrics": metrics})})
     found = compare(first, other, _places(first)).metrics
