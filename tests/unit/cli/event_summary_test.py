@@ -15,7 +15,8 @@ FAILURE = Failure(kind="data_unusable", words="NaN in close", field="close", ran
 def _others(life: tuple[e.Event, ...]) -> tuple[e.Event, ...]:
     started = next(event for event in life if isinstance(event, e.TrainingStarted))
     letter: dict[str, object] = dict.fromkeys(e.MessageDeadLettered.model_fields)
-    letter |= {"topic": "t", "partition": 0, "offset": 7, "reason": "no JSON", "sha256": "", "size_bytes": 1, "headers": ()}
+    letter |= {"topic": "t", "partition": 0, "offset": 7, "reason": "no JSON"}
+    letter |= {"sha256": "", "size_bytes": 1, "headers": ()}
     return (
         e.TrainingResumed(
             token=2, step=2048, checkpoint="a", fidelity="exact", fingerprint=started.fingerprint, differences=()
