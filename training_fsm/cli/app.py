@@ -8,6 +8,7 @@ from training_fsm.cli import (
     audit_commands,
     contract_commands,
     demo_command,
+    letter_commands,
     model_commands,
     role_commands,
     run_commands,
@@ -26,6 +27,7 @@ app.add_typer(run_commands.app, name="run")
 app.add_typer(model_commands.app, name="model")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(contract_commands.app, name="contracts")
+app.add_typer(letter_commands.app, name="dlq")
 demo_command.register(app)
 up_command.register(app)
 role_commands.register(app)

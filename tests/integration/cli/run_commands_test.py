@@ -378,7 +378,7 @@ def test_an_absent_database_is_named(cli: Cli, monkeypatch: pytest.MonkeyPatch) 
 
 def test_an_absent_broker_is_named(cli: Cli, request_file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The address and librdkafka's reason are there."""
-    monkeypatch.setattr("training_fsm.messaging.command_sender.CONNECT_TIMEOUT_S", 1)
+    monkeypatch.setattr("training_fsm.messaging.confirmed_producer.CONNECT_TIMEOUT_S", 1)
     monkeypatch.setenv("TRAINING_FSM_BOOTSTRAP_SERVERS", "127.0.0.1:1")
     result = cli("run", "submit", request_file)
     assert result.exit_code == 1
