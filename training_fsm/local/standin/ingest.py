@@ -17,7 +17,7 @@ from confluent_kafka import Producer
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse
-from pydantic import JsonValue, ValidationError
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from training_fsm.local.standin.kafka import Outgoing, create_missing_topics, deliver, new_producer
@@ -45,15 +45,14 @@ def _refusal(status: HTTPStatus, words: str) -> JSONResponse:
     return JSONResponse({"error": words, "service": SERVICE}, status)
 
 
-async def _json_body(request: Request) -> JsonValue:
-    """Read the body; raises ValueError when it is not JSON or its content type does not say so."""
+async def _json_body(request: Request) -> str:
+    """Read the body, as text again; raises ValueError when it is not JSON or its content type does not say so."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != "application/json" and not (
         content_type.startswith("application/") and content_type.endswith("+json")
     ):
         raise ValueError("415 Unsupported Media Type: the request's Content-Type was not 'application/json'")
-    body: JsonValue = json.loads(await request.body())
-    return body
+    return json.dumps(json.loads(await request.body()))
 
 
 async def _html(request: Request, error: Exception) -> Response:
@@ -73,7 +72,8 @@ def create_app(publisher: Publisher) -> FastAPI:
 
     async def accept(request: Request, status: HTTPStatus) -> Response:
         try:
-            asked = IngestRequest.model_validate(await _json_body(request))
+            # Strictly: who sends a number for a boolean is told so here, not by the real one.
+            asked = IngestRequest.model_validate_json(await _json_body(request), strict=True)
             await run_in_threadpool(publisher.publish, asked)
         except ValidationError as error:
             return _refusal(HTTPStatus.BAD_REQUEST, str(error))
