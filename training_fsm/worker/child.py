@@ -1,7 +1,6 @@
 """The training child: does what its supervisor orders, one order after the other, and dies with it.
 
-Started as `python -m training_fsm.worker.child ORDERS_FD REPLIES_FD SUPERVISOR_PID`; output goes to the supervisor's
-log file, never into the pipes.
+Its output goes to the supervisor's log file, never into the pipes.
 """
 
 import ctypes
@@ -14,8 +13,9 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from training_fsm.domain.errors import OutsideUnavailable, WithFailure
 from training_fsm.domain.facts import Failure
@@ -23,7 +23,7 @@ from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.lineage import TrainingRecord
 from training_fsm.domain.needed_ranges import needed_ranges, same_market
 from training_fsm.domain.request import TrainingRequest
-from training_fsm.settings import Settings, load_settings
+from training_fsm.settings import Settings
 from training_fsm.worker import protocol as p
 
 if TYPE_CHECKING:
@@ -31,22 +31,22 @@ if TYPE_CHECKING:
 
     from training_fsm.core.contest import Contender
 
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+NAME = "training-child"
+"""What `ps` calls it."""
 
 
 class Replies:
-    """The pipe to the supervisor; lines from several threads do not mix."""
+    """The pipe to the supervisor; messages from several threads do not mix."""
 
-    def __init__(self, pipe: IO[bytes]) -> None:
+    def __init__(self, pipe: "Connection[bytes, bytes]") -> None:
         self._pipe = pipe
         self._lock = threading.Lock()
 
     def send(self, reply: p.Reply) -> None:
         """Send one reply; a supervisor that is gone ends this process."""
-        line = reply.model_dump_json().encode() + b"\n"
         with self._lock:
-            self._pipe.write(line)
-            self._pipe.flush()
+            self._pipe.send_bytes(reply.model_dump_json().encode())
 
 
 class Observer:
@@ -82,7 +82,7 @@ class Observer:
 
 
 class Child:
-    """Carries out orders; heavy libraries are imported once, before the first."""
+    """Carries out orders; what is slow was imported before."""
 
     def __init__(self, settings: Settings, replies: Replies, stop: threading.Event) -> None:
         from training_fsm.client.feast_client import FeastClient, FeastSettings
@@ -98,8 +98,6 @@ class Child:
         with suppress(OutsideUnavailable):  # a run that needs it will say so
             self._features.warm_up()
         pin_torch(AgentSettings())
-        import training_fsm.core.backtest_report
-        import training_fsm.core.training_segment  # noqa: F401  (paid now, not when a run waits)
 
     def carry_out(self, order: p.Order) -> p.Reply:
         """Do one order and return its last reply."""
@@ -233,37 +231,45 @@ def failure_of(error: Exception, order: p.Order) -> p.Failed:
     return p.Failed(failure=failure, passing=isinstance(error, OSError | MemoryError))
 
 
-def _die_with(supervisor: int) -> None:
-    """Ask for SIGKILL when the supervisor ends; the end of the orders' pipe is the net behind it."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != supervisor:
-        os._exit(1)
-
-
-def _listen(pipe: IO[bytes], orders: "queue.SimpleQueue[p.Order]", stop: threading.Event) -> None:
-    for line in pipe:
-        order = p.ORDERS.validate_json(line)
+def _listen(pipe: "Connection[bytes, bytes]", orders: "queue.SimpleQueue[p.Order]", stop: threading.Event) -> None:
+    while True:
+        try:
+            order = p.ORDERS.validate_json(pipe.recv_bytes())
+        except (EOFError, OSError):
+            os._exit(1)  # the supervisor is gone: nobody waits for what we do
         if isinstance(order, p.Stop):
             stop.set()
             continue
         if isinstance(order, p.Train):
             stop.clear()  # what stopped the segment before is over
         orders.put(order)
-    os._exit(1)  # the supervisor is gone: nobody waits for what we do
 
 
-def main() -> None:
-    """Serve orders until the supervisor ends."""
-    orders_fd, replies_fd, supervisor = (int(word) for word in sys.argv[1:4])
-    _die_with(supervisor)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is the supervisor's to handle
+def _settle_in(log: Path) -> None:
+    """A name in `ps`, signals that are the supervisor's to handle, output into the log, death with the supervisor."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    replies, stop = Replies(os.fdopen(replies_fd, "wb")), threading.Event()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    if sys.platform == "linux":
+        # The end of the orders' pipe is the net behind it.
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_NAME, NAME.encode())
+
+
+def serve(
+    settings: Settings, orders_pipe: "Connection[bytes, bytes]", replies_pipe: "Connection[bytes, bytes]", log: Path
+) -> None:
+    """Serve orders until the supervisor ends."""
+    _settle_in(log)
+    replies, stop = Replies(replies_pipe), threading.Event()
     orders: queue.SimpleQueue[p.Order] = queue.SimpleQueue()
-    listener = threading.Thread(target=_listen, args=(os.fdopen(orders_fd, "rb"), orders, stop), daemon=True)
-    listener.start()
-    child = Child(load_settings(), replies, stop)
+    threading.Thread(target=_listen, args=(orders_pipe, orders, stop), daemon=True).start()
+    child = Child(settings, replies, stop)
     replies.send(p.Ready())
     while True:
         order = orders.get()
@@ -273,7 +279,3 @@ def main() -> None:
             traceback.print_exc()
             reply = failure_of(error, order)
         replies.send(reply)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,19 +1,33 @@
-"""The training child as its supervisor sees it: orders in, news out, and what is left of it when it dies."""
+"""The training child as its supervisor sees it: orders in, news out, and what is left of it when it dies.
 
+Children are forked off a server that has imported everything and computed nothing: the first one pays for the imports,
+each later one is there at once, and none inherits what another has done.
+"""
+
+import multiprocessing
 import os
 import queue
 import signal
-import subprocess
-import sys
 import threading
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from training_fsm.settings import Settings
 from training_fsm.worker import protocol as p
 
 LOG_LINES = 30
+_FORKSERVER = multiprocessing.get_context("forkserver")
+_ENVIRONMENT = {
+    # Threads that do not depend on the machine, and none that would be lost in a fork.
+    "OMP_NUM_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",
+    "PYTHONUNBUFFERED": "1",
+    # A crash in native code says where.
+    "PYTHONFAULTHANDLER": "1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +39,8 @@ class ChildDied:
 
     def words(self) -> str:
         """How it ended, for people."""
+        if self.exit_code == -signal.SIGKILL:
+            return "the training process was killed by SIGKILL: by hand, or by the kernel for want of memory"
         if self.exit_code < 0:
             return f"the training process was killed by {signal.Signals(-self.exit_code).name}"
         return f"the training process ended with exit code {self.exit_code}"
@@ -34,42 +50,30 @@ News = p.Reply | ChildDied
 
 
 class ChildProcess:
-    """One training child. Start it from the main thread: its death signal fires when the forking thread ends."""
+    """One training child."""
 
     def __init__(self, settings: Settings, log: Path, news: "queue.SimpleQueue[object]") -> None:
+        from training_fsm.worker.child import serve
+
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log = log
         self._news = news
-        orders_read, orders_write = os.pipe()
-        replies_read, replies_write = os.pipe()
-        with log.open("wb") as output:
-            self._process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "training_fsm.worker.child",
-                    str(orders_read),
-                    str(replies_write),
-                    str(os.getpid()),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                pass_fds=(orders_read, replies_write),
-                env=_environment(settings),
-                start_new_session=True,  # a Ctrl-C in a terminal is for the supervisor
-            )
-        os.close(orders_read)
-        os.close(replies_write)
-        self._orders = os.fdopen(orders_write, "wb", buffering=0)
-        self._replies = os.fdopen(replies_read, "rb")
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        _FORKSERVER.set_forkserver_preload(["training_fsm.worker.imports"])
+        orders, self._orders = _FORKSERVER.Pipe(duplex=False)
+        self._replies, replies = _FORKSERVER.Pipe(duplex=False)
+        self._process = _FORKSERVER.Process(target=serve, args=(settings, orders, replies, log), daemon=True)
+        self._process.start()
+        orders.close()
+        replies.close()
         self._killed = False
         self.used = False
         """Whether it has done anything that could leave something behind for the next run."""
         threading.Thread(target=self._listen, name="child", daemon=True).start()
 
     @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
         """The child's process id."""
         return self._process.pid
 
@@ -77,7 +81,7 @@ class ChildProcess:
         """Give an order. A child that is gone says so in its news, not here."""
         self.used = self.used or not isinstance(order, p.LookUp | p.Stop)
         try:
-            self._orders.write(order.model_dump_json().encode() + b"\n")
+            self._orders.send_bytes(order.model_dump_json().encode())
         except BrokenPipeError:
             return
 
@@ -85,17 +89,15 @@ class ChildProcess:
         """End it at once, without news."""
         self._killed = True
         self._process.kill()
-        self._process.wait()
+        self._process.join()
         self._orders.close()
 
     def _listen(self) -> None:
-        with self._replies:
-            for line in self._replies:
-                if line.endswith(b"\n"):  # the last line of one that is killed may be torn
-                    self._news.put(p.REPLIES.validate_json(line))
-        exit_code = self._process.wait()
+        for reply in _messages(self._replies):
+            self._news.put(p.REPLIES.validate_json(reply))
+        self._process.join()
         if not self._killed:
-            self._news.put(ChildDied(exit_code, self.last_lines()))
+            self._news.put(ChildDied(self._process.exitcode or 0, self.last_lines()))
 
     def last_lines(self) -> str:
         """The end of what it printed."""
@@ -103,8 +105,11 @@ class ChildProcess:
             return "".join(deque(lines, maxlen=LOG_LINES))
 
 
-def _environment(settings: Settings) -> dict[str, str]:
-    """The settings that the child reads, whatever they came from; threads that do not depend on the machine."""
-    names = settings.model_dump(include={"home", "feast_repo", "feast_registry", "feast_project"}, exclude_none=True)
-    ours = {f"TRAINING_FSM_{name.upper()}": str(value) for name, value in names.items()}
-    return {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1", **os.environ, **ours}
+def _messages(pipe: "Connection[bytes, bytes]") -> Iterator[bytes]:
+    """Until the other end is gone; a message that its writer did not finish is none."""
+    with pipe:
+        while True:
+            try:
+                yield pipe.recv_bytes()
+            except (EOFError, OSError):
+                return

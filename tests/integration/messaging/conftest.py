@@ -15,14 +15,17 @@ import pytest
 import sqlalchemy as sa
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
+from training_fsm.domain.decide import last_look
 from training_fsm.local.broker import Broker
 from training_fsm.local.postgres import PostgresServer
 from training_fsm.messaging.kafka import make_admin
 from training_fsm.messaging.preprocessing_listener import PREPROCESS_TOPICS
 from training_fsm.messaging.topics import Topics, create_missing
 from training_fsm.orchestrator import run_orchestrator
+from training_fsm.ports import Cause
 from training_fsm.settings import Settings
 from training_fsm.store.engine import make_engine
+from training_fsm.store.event_log import PostgresEventLog
 from training_fsm.store.migrate import migrate
 
 T = TypeVar("T")
@@ -139,6 +142,16 @@ class Station:
         self.send(self.topics.requested, data, headers)
         self.flush()
         return command_id
+
+    def look_in_vain(self, run_id: str) -> None:
+        """What a worker does once the deadline has passed, and finds nothing in the feature store."""
+        self.wait(lambda: self.history(run_id), lambda types: types[-1:] == ["deadline_passed"])
+        log = PostgresEventLog(self.engine)
+        claimed = log.claim("worker-1", 60, run_id)
+        assert claimed is not None
+        run, lease = claimed
+        lacking = run.plan.request.range
+        log.append_fenced(lease, last_look(run, "service", [lacking]), Cause("worker-1", "look", run_id))
 
     def complete(self, request_id: object, **changes: object) -> None:
         """Tell what preprocess tells when it is done."""

@@ -146,6 +146,7 @@ def test_an_ingest_that_cannot_be_reached_fails_the_run_at_its_deadline(
     """The failure names ingest and what happened last."""
     with station.orchestrator(ingest_url=f"http://127.0.0.1:{free_port()}/api/v1", features_deadline_s=1.5):
         station.command("request_training", _request(request_fields, "alone"))
+        station.look_in_vain("alone")
         history = station.ends_with("alone", "run_failed")
     assert history.count("attempt_failed") >= 2
     [failed] = station.payloads("alone", "run_failed")
@@ -160,8 +161,9 @@ def test_a_preprocess_that_is_silent_fails_the_run_at_its_deadline(
     """Its completion, when it comes after all, is recorded, and a retry uses it."""
     with station.orchestrator(features_deadline_s=1):
         station.command("request_training", _request(request_fields, "late"))
+        station.look_in_vain("late")
         history = station.ends_with("late", "run_failed")
-        assert history[-2] == "feature_request_answered"
+        assert history[-4:-1] == ["feature_request_answered", "deadline_passed", "run_claimed"]
         [failed] = station.payloads("late", "run_failed")
         assert (failed["reason"]["kind"], failed["reason"]["service"]) == ("deadline", "preprocess")
         station.complete(station.request_id("late"))

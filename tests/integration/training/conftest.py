@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from training_fsm.store.audit_reads import PostgresAuditLog
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import PostgresEventLog
 from training_fsm.store.migrate import migrate
+from training_fsm.worker.child import NAME
 
 LEASE_S = 3.0
 
@@ -115,6 +116,19 @@ class Family:
     def history(self, run_id: str) -> list[LoggedEvent]:
         """The run's events, in order."""
         return list(PostgresAuditLog(self.engine).history(run_id))
+
+
+def training_child(worker_pid: int) -> int:
+    """The process that trains for a worker: a child of its fork server."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            pid, _, rest = status.read_text().partition(" (")
+            name, _, fields = rest.rpartition(") ")
+            parents[int(pid)] = (name, int(fields.split()[1]))
+    servers = {pid for pid, (_, parent) in parents.items() if parent == worker_pid}
+    (child,) = [pid for pid, (name, parent) in parents.items() if parent in servers and name == NAME]
+    return child
 
 
 REQUEST: dict[str, object] = {

@@ -25,7 +25,7 @@ from training_fsm.messaging.topics import Topics
 from training_fsm.service.audit_service import verify
 from training_fsm.store.audit_reads import PostgresAuditLog
 
-from .conftest import Family
+from .conftest import Family, training_child
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:mlflow", "ignore::DeprecationWarning:pydantic")
 
@@ -305,9 +305,7 @@ def test_killed_training_child_is_an_attempt_that_failed(family: Family) -> None
     family.ensure_workers(1)
     family.request("childless", model="childless-ppo")
     worker = family.worker_of(family.wait("childless", lambda run: bool(run.checkpoints)))
-    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
-    trainers = [pid for pid in children if b"training_fsm.worker.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    os.kill(int(trainers[0]), signal.SIGKILL)
+    os.kill(training_child(worker.pid), signal.SIGKILL)
     run = family.wait("childless", lambda run: run.ended)
     assert run.state is State.REGISTERED, run.failure
     failed = [x for logged in family.history("childless") if isinstance(x := logged.event, e.AttemptFailed)]

@@ -1,0 +1,6 @@
+"""Everything slow that a training child imports, imported once by the server that children are forked off."""
+
+import training_fsm.client.feast_client
+import training_fsm.core.agent
+import training_fsm.core.backtest_report
+import training_fsm.core.training_segment  # noqa: F401
