@@ -8,12 +8,12 @@ from rich.text import Text
 
 from training_fsm.cli.output import make_console, printable
 from training_fsm.cli.request_file import RequestFile
-from training_fsm.domain.changes import leaves
+from training_fsm.domain.changes import changeable
 from training_fsm.domain.commands import RequestTraining
 from training_fsm.domain.continuation import UNCHANGEABLE
 from training_fsm.domain.features import definitions_hash
 from training_fsm.domain.model import Model
-from training_fsm.domain.request import ContinueRequest, TrainingRequest
+from training_fsm.domain.request import MERGED, ContinueRequest, TrainingRequest
 
 
 class ResolvedRequest(Model):
@@ -70,7 +70,7 @@ def print_request(shape: ResolvedRequest) -> None:
 def _notes_on_continuation(request: ContinueRequest) -> Iterator[str]:
     name = request.model_name
     yield f"what is absent is the parent's; the model's name: {name or 'the parent says it'}"
-    given = leaves(request.changes)
+    given = changeable(TrainingRequest, request.changes, MERGED)
     steps = given.get("agent.total_timesteps")
     asked = f"{steps:,}" if isinstance(steps, int) else "as many as the parent asked for"
     yield f"environment steps of this run, on top of the parent's: {asked}, rounded up to whole rollouts"

@@ -60,6 +60,20 @@ def leaves(value: JsonValue, path: str = "") -> dict[str, JsonValue]:
     return found
 
 
+def changeable(
+    model: type[Model], fields: Mapping[str, JsonValue], sections: frozenset[type[Model]], path: str = ""
+) -> dict[str, JsonValue]:
+    """What can be changed by itself, as `agent.hyperparameters.gamma`: the fields of sections, all else as a whole."""
+    found: dict[str, JsonValue] = {}
+    for name, value in fields.items():
+        section = _section(model, name, sections)
+        if section is not None and isinstance(value, dict):
+            found |= changeable(section, value, sections, f"{path}{name}.")
+        else:
+            found[path + name] = value
+    return found
+
+
 def _section(model: type[Model], name: str, sections: frozenset[type[Model]]) -> type[Model] | None:
     annotation = model.model_fields[name].annotation if name in model.model_fields else None
     return annotation if isinstance(annotation, type) and annotation in sections else None

@@ -6,14 +6,14 @@ from datetime import datetime
 
 from pydantic import JsonValue, ValidationError
 
-from training_fsm.domain.changes import leaves
+from training_fsm.domain.changes import changeable
 from training_fsm.domain.errors import ParentUnfit
 from training_fsm.domain.events import ParentResolved
 from training_fsm.domain.explain import explain
 from training_fsm.domain.facts import Failure, StoredData
 from training_fsm.domain.features import FeatureConfigRequest, definitions_hash
 from training_fsm.domain.lineage import Change, Inheritance, Parent, Part, Reset
-from training_fsm.domain.request import ContinueRequest, TrainingRequest, completed
+from training_fsm.domain.request import MERGED, ContinueRequest, TrainingRequest, completed
 
 UNCHANGEABLE = (
     "agent.name",
@@ -124,7 +124,7 @@ def _check_unchanged(inherited: Mapping[str, JsonValue], request: TrainingReques
 
 def _shapes(request: Mapping[str, JsonValue]) -> dict[str, str]:
     """The fields of a request in JSON that may not change, as far as it has them."""
-    fields = leaves({name: value for name, value in request.items() if name != "features"})
+    fields = changeable(TrainingRequest, request, MERGED)
     found = {name: json.dumps(fields[name]) for name in UNCHANGEABLE if name in fields}
     if "features" in request:
         features = FeatureConfigRequest.model_validate(request["features"])
@@ -134,5 +134,5 @@ def _shapes(request: Mapping[str, JsonValue]) -> dict[str, str]:
 
 
 def _leaves(request: TrainingRequest) -> dict[str, str]:
-    fields = leaves(request.model_dump(mode="json", exclude={"mode", "features"}))
+    fields = changeable(TrainingRequest, request.model_dump(mode="json", exclude={"mode", "features"}), MERGED)
     return {name: json.dumps(value) for name, value in fields.items() if value is not None}

@@ -18,6 +18,7 @@ from tenacity import (
 )
 
 from training_fsm.domain import events as e
+from training_fsm.domain.changes import leaves
 from training_fsm.domain.errors import ArtifactDamaged, LeaseLost, OutsideUnavailable, TransitionRefused
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.run import Checkpoint, Run
@@ -186,7 +187,8 @@ class RunSession:
                 "training_fsm.feature_config_hash": feature_config.hash,
                 "training_fsm.worker": self.lease.worker,
             }
-            parameters = _flatten(request.model_dump(mode="json", exclude={"features"}))
+            fields = leaves(request.model_dump(mode="json", exclude={"features"}))
+            parameters = {name: str(value) for name, value in fields.items() if value is not None}
             self.tracking_run_id = self.outside.tracking.open_run(run.run_id, parameters, tags)
         return self.tracking_run_id
 
@@ -211,15 +213,3 @@ def points_at(values: dict[str, float], step: int, timestamp_ms: int) -> list[p.
     return [
         p.CurvePoint(name=name, value=value, step=step, timestamp_ms=timestamp_ms) for name, value in values.items()
     ]
-
-
-def _flatten(value: object, path: str = "") -> dict[str, str]:
-    """Nested data as MLflow parameters, `agent.hyperparameters.gamma`: one text for each leaf; absent ones left out."""
-    match value:
-        case dict():
-            parts = [_flatten(child, f"{path}.{name}" if path else str(name)) for name, child in value.items()]
-            return {name: text for part in parts for name, text in part.items()}
-        case None:
-            return {}
-        case _:
-            return {path: str(value)}

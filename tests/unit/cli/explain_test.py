@@ -32,7 +32,7 @@ def _lines(model: type[Model], fields: Fields) -> list[str]:
         ({"agent": {"net_arch": [64, "a"]}}, ["agent.net_arch[1]: expected a valid integer, got 'a'"]),
         ({"agent": {"net_arch": [0]}}, ["agent.net_arch: expected 1 to 8192 units per layer, got [0]"]),
         ({"agent": {"net_arch": 64}}, ["agent.net_arch: expected a list, got 64"]),
-        ({"mode": None}, ["mode: expected 'from_scratch', got null"]),
+        ({"mode": None}, ["mode: expected 'from_scratch' or 'continue', got null"]),
         ({"base_timeframe": "4h"}, ["base_timeframe: expected one below timeframe 4h, got 4h"]),
         (
             {"agent": {"hyperparameters": {"batch_size": 4096}}},

@@ -63,9 +63,6 @@ def test_what_is_given_stands_in_the_parent_s_place_field_by_field(parent: Paren
         "range.end",
         "agent.total_timesteps",
         "agent.hyperparameters.learning_rate",
-        "agent.hyperparameters.learning_rate.schedule",
-        "agent.hyperparameters.learning_rate.start",
-        "agent.hyperparameters.learning_rate.end",
         "agent.hyperparameters.gamma",
         "env.fee",
     }
