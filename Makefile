@@ -24,6 +24,7 @@ bench: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/python docs/generate.py
+	$(BIN)/training-fsm contracts export docs/contracts
 
 venv: $(STAMP)
 

@@ -45,7 +45,10 @@ _MINUTES = {
 
 def _in_utc(value: datetime) -> datetime:
     """Without a zone a time is UTC, as everywhere in the family."""
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    try:
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("expected a time of the years 1 to 9999 in UTC") from error
 
 
 UtcTime = Annotated[datetime, AfterValidator(_in_utc)]

@@ -108,7 +108,7 @@ def client(base_url: str) -> Iterator[IngestClient]:
 
 def ask(ingest: Ingest) -> tuple[int, str]:
     """Ask the one question of these tests."""
-    answer = ingest.request_features(REQUEST_ID, REQUEST, FEATURE_CONFIG)
+    answer = ingest.request_features(REQUEST_ID, REQUEST.range, REQUEST, FEATURE_CONFIG)
     return answer.status, answer.words
 
 
@@ -322,4 +322,4 @@ def test_standins_refusal_is_ours(standin_url: str) -> None:
     """A request that ingest's checks refuse comes back as a refusal in its words."""
     same = REQUEST.model_copy(update={"base_timeframe": REQUEST.timeframe})
     with IngestClient(standin_url) as ingest, pytest.raises(IngestRefused, match="must be higher than base timeframe"):
-        ingest.request_features(REQUEST_ID, same, FEATURE_CONFIG)
+        ingest.request_features(REQUEST_ID, same.range, same, FEATURE_CONFIG)
