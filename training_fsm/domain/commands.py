@@ -24,45 +24,42 @@ class RequestTraining(Command):
     request: Request
 
 
-class CancelRun(Command):
+class Signed(Command):
+    """A wish that says who has it and why."""
+
+    actor: str = Field(default="", max_length=200)
+    why: str = Field(default="", max_length=2000)
+
+
+class CancelRun(Signed):
     """Stop a run for good, in any state but the ends."""
 
     type = "cancel_run"
-    actor: str = Field(default="", max_length=200)
-    why: str = Field(default="", max_length=2000)
 
 
-class RetryRun(Command):
+class RetryRun(Signed):
     """Send a failed run back to the state it failed in."""
 
     type = "retry_run"
-    actor: str = Field(default="", max_length=200)
-    why: str = Field(default="", max_length=2000)
 
 
-class PauseRun(Command):
+class PauseRun(Signed):
     """Stop a training at its next checkpoint, for as long as nobody resumes it."""
 
     type = "pause_run"
-    actor: str = Field(default="", max_length=200)
-    why: str = Field(default="", max_length=2000)
 
 
-class ResumeRun(Command):
+class ResumeRun(Signed):
     """Let a paused training go on."""
 
     type = "resume_run"
-    actor: str = Field(default="", max_length=200)
-    why: str = Field(default="", max_length=2000)
 
 
-class ExtendRun(Command):
+class ExtendRun(Signed):
     """Train for more environment steps than the request says; a rejected run trains and is judged again."""
 
     type = "extend_run"
     additional_timesteps: int = Field(gt=0, le=10_000_000_000)
-    actor: str = Field(default="", max_length=200)
-    why: str = Field(default="", max_length=2000)
 
 
 class OverrideRejection(Command):

@@ -36,6 +36,13 @@ class Event(Model):
         return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
 
 
+class Signed(Model):
+    """Who wanted it, and why."""
+
+    actor: str
+    why: str
+
+
 class RunRequested(Event):
     """A run was asked for; everything it will do follows from this request."""
 
@@ -158,34 +165,24 @@ class CheckpointSaved(Event):
         return Artifact(uri=self.uri, sha256=self.sha256, size_bytes=self.size_bytes)
 
 
-class PauseRequested(Event):
+class PauseRequested(Signed, Event):
     """Somebody wants the training to stop at its next checkpoint."""
 
-    actor: str
-    why: str
 
-
-class RunPaused(Event):
+class RunPaused(Signed, Event):
     """The training stands at a checkpoint until somebody resumes it."""
 
-    actor: str
-    why: str
     step: int
 
 
-class RunResumed(Event):
+class RunResumed(Signed, Event):
     """Somebody let a paused training go on, or took back the wish to pause it."""
 
-    actor: str
-    why: str
 
-
-class RunExtended(Event):
+class RunExtended(Signed, Event):
     """Somebody asked for more steps; a rejected run trains again."""
 
     additional_timesteps: int
-    actor: str
-    why: str
 
 
 class TrainingFinished(Event):
@@ -237,11 +234,8 @@ class ModelRejected(Event):
     failed: tuple[str, ...]
 
 
-class RejectionOverridden(Event):
+class RejectionOverridden(Signed, Event):
     """Somebody has a rejected model registered all the same, and says why."""
-
-    actor: str
-    why: str
 
 
 class ArtifactsReleased(Event):
@@ -266,18 +260,12 @@ class RunFailed(Event):
     failed_from: State
 
 
-class RunCancelled(Event):
+class RunCancelled(Signed, Event):
     """Somebody stopped the run."""
 
-    actor: str
-    why: str
 
-
-class RunRetried(Event):
+class RunRetried(Signed, Event):
     """Somebody sent a failed run back to the state it failed in."""
-
-    actor: str
-    why: str
 
 
 class CommandRefused(Event):
