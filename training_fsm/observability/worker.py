@@ -82,13 +82,14 @@ class WorkerStatus:
 
     @property
     def child_alive(self) -> bool:
-        """Whether the child is there and is not a zombie; it stays to be waited for by its supervisor."""
+        """Whether there is such a process; who started it also buries it at once, so it is none that has ended."""
         if self.child_pid is None:
             return False
         try:
-            return os.waitid(os.P_PID, self.child_pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
-        except ChildProcessError:
+            os.kill(self.child_pid, 0)
+        except ProcessLookupError:
             return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
