@@ -88,7 +88,7 @@ def test_headers_of_others_need_not_be_text() -> None:
         ({"run_id": "a b"}, CE, None, "run_id: expected 1 to 64 letters, digits, '.', '_' or '-', got 'a b'"),
         ({"run_id": "r1\n"}, CE, None, "run_id: expected 1 to 64 letters"),
         ({"run_id": "x" * 65}, CE, None, "run_id: expected 1 to 64 letters"),
-        ({"run_id": "r1"}, CE | {"ce_type": "dance"}, None, "type: expected one of request_training, cancel_run"),
+        ({"run_id": "r1"}, CE | {"ce_type": "dance"}, None, "type: expected one of request_training, cancel_run, pause_run"),
         ({"run_id": "r1", "whi": "typo"}, CE, None, "whi: unknown; did you mean why?"),
         ({"run_id": "r1", "why": 3}, CE, None, "why: expected a valid string, got 3"),
         ({"run_id": "r1", "why": "x" * 2001}, CE, None, "why: expected at most 2000 characters"),
@@ -150,7 +150,7 @@ DEEP = DEPTH_MAX + 1
         (b'{"type": "a", "x": {"y\\u0000": 1}}', "a key in x: expected text without NUL characters"),
         (b'{"type": "a\x00"}', "value: expected JSON, Invalid control character"),
         (b'{"type": "a", "x": "\\ud800"}', "x: expected Unicode text, a lone surrogate is none"),
-        (b'{"x": 1}', "type: expected one of request_training, cancel_run, retry_run, got nothing"),
+        (b'{"x": 1}', "type: expected one of request_training, cancel_run, pause_run"),
         (b'{"type": 7}', "type: expected one of"),
         (b'{"type": "' + b"x" * 101 + b'"}', "type: expected one of"),
         (
