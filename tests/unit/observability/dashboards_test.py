@@ -59,6 +59,13 @@ def test_every_metric_is_on_the_dashboard(exported: frozenset[str]) -> None:
     assert ours - shown == {"training_fsm_build_info"}
 
 
+def test_every_metric_is_in_the_docs(exported: frozenset[str]) -> None:
+    """The table in operations.md names each, without the prefix."""
+    page = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
+    ours = {name.removeprefix("training_fsm_") for name in exported if name.startswith("training_fsm_")}
+    assert [name for name in sorted(ours) if f"`{name}`" not in page and f"`{name}{{" not in page] == []
+
+
 def test_panels_do_not_overlap() -> None:
     """Each has its place in the grid of 24 columns, an id of its own and a word about itself."""
     taken: set[tuple[int, int]] = set()
