@@ -53,7 +53,8 @@ class SegmentObserver(Protocol):
 class Ancestor:
     """What a run continues: the parent's checkpoint or zip as a local file, and which parts of it go on."""
 
-    checkpoint: Path
+    checkpoint: Path | None
+    """Not needed, and None, where the run resumes from a checkpoint of its own."""
     parent: Parent
     inheritance: Inheritance
 
@@ -105,8 +106,8 @@ def train_segment(
     digest = owner_digest(request, frozen, parent)
     if resume_from is not None:
         load_checkpoint(resume_from, agent, digest)
-    elif ancestor is not None:
-        _inherit(agent, ancestor, settings)
+    elif ancestor is not None and ancestor.checkpoint is not None:
+        _inherit(agent, ancestor, ancestor.checkpoint, settings)
     keeper = _CheckpointKeeper(spool, digest, callbacks.on_checkpoint, agent.num_timesteps)
 
     total = last_step if last_step is not None else first_step + settings.whole_timesteps
@@ -160,7 +161,7 @@ def _part(request: TrainingRequest, frame: pd.DataFrame, frozen: FrozenData, bou
     return market_data(rows, request.data.columns, frozen.observation_columns, frozen.normalisation)
 
 
-def _inherit(agent: PPO, ancestor: Ancestor, settings: AgentSettings) -> None:
+def _inherit(agent: PPO, ancestor: Ancestor, checkpoint: Path, settings: AgentSettings) -> None:
     parent, parts = ancestor.parent, frozenset(ancestor.inheritance.carried)
     load = load_parent if parent.kind == "training_fsm" else load_zip
     # agent.seed alone would give the windows and the noise of the parent's first rollouts again
@@ -169,7 +170,7 @@ def _inherit(agent: PPO, ancestor: Ancestor, settings: AgentSettings) -> None:
         set_random_seed(seed, using_cuda=settings.device != "cpu")
     if "environments" not in parts:
         layers(agent)[0].seed(seed)
-    load(ancestor.checkpoint, agent, parent, parts)
+    load(checkpoint, agent, parent, parts)
 
 
 def _train(

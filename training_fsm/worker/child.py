@@ -159,7 +159,7 @@ class Child:
         self._replies.send(p.SegmentBegun(fingerprint=fingerprint(order.request.agent)))
         observer = Observer(self._replies, self._stop)
         ancestor = None
-        if order.parent is not None and order.parent_checkpoint is not None and order.inheritance is not None:
+        if order.parent is not None and order.inheritance is not None:
             ancestor = Ancestor(order.parent_checkpoint, order.parent, order.inheritance)
         result = train_segment(
             order.request,

@@ -57,6 +57,7 @@ class Train(Model):
     resume_from: Path | None
     parent: Parent | None = None
     parent_checkpoint: Path | None = None
+    """None where there is something of the run's own to resume from."""
     inheritance: Inheritance | None = None
     """What of the parent's checkpoint goes on; None without a parent."""
     last_step: int

@@ -53,7 +53,7 @@ def _segment(session: RunSession) -> None:
             folder=folder,
             resume_from=None if resumed is None else resumed[1],
             parent=session.run.parent,
-            parent_checkpoint=_parent_checkpoint(session),
+            parent_checkpoint=_parent_checkpoint(session) if resumed is None else None,
             inheritance=_inheritance(session, data),
             last_step=_last_step(session),
         )
