@@ -1,5 +1,6 @@
 """librdkafka clients, configured in one place: our defaults, then the operator's options, then what delivery needs."""
 
+import time
 from collections.abc import Callable
 
 import structlog
@@ -15,8 +16,17 @@ COMMAND_TIMEOUT_S = 20
 Options = dict[str, str | int | float | bool]
 
 
+SAME_ERROR_EVERY_S = 10.0
+"""While a broker is away librdkafka says so many times a second; one line in this time is enough."""
+
+_last_said: dict[str, float] = {}
+
+
 def _on_error(error: KafkaError) -> None:
-    log.warning("kafka", error=error.str(), code=error.name())
+    code, now = error.name(), time.monotonic()
+    if now - _last_said.get(code, -SAME_ERROR_EVERY_S) >= SAME_ERROR_EVERY_S:
+        _last_said[code] = now
+        log.warning("kafka", error=error.str(), code=code)
 
 
 def _config(settings: Settings, client: str, defaults: Options, required: Options) -> Options:
@@ -24,7 +34,7 @@ def _config(settings: Settings, client: str, defaults: Options, required: Option
         "client.id": f"training-fsm-{client}",
         "topic.metadata.refresh.interval.ms": 10_000,  # a topic made after subscribing is read within ten seconds
         "reconnect.backoff.max.ms": 2_000,
-        "log_level": 3,
+        "log_level": 0,  # what it prints itself is no JSON; the error callback says the same
     }
     return {
         **ours,
@@ -52,7 +62,7 @@ def make_command_producer(settings: Settings, on_error: Callable[[KafkaError], N
 
     Raises ValueError where librdkafka does not take the settings.
     """
-    defaults: Options = {"log_level": 0, "linger.ms": 0, "message.timeout.ms": COMMAND_TIMEOUT_S * 1000}
+    defaults: Options = {"linger.ms": 0, "message.timeout.ms": COMMAND_TIMEOUT_S * 1000}
     config = _config(settings, "cli", defaults, {"acks": "all", "enable.idempotence": True})
     try:
         return Producer(config, error_cb=on_error)
