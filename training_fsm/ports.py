@@ -189,6 +189,13 @@ class Artifacts(Protocol):
         """
         ...
 
+    def delete(self, artifact: Artifact) -> None:
+        """Delete a file that an event has released; one that is gone already is no fault.
+
+        Raises OutsideUnavailable where the store does not answer, or refuses.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class RegisteredVersion:

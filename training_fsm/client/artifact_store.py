@@ -4,11 +4,15 @@ import os
 import shutil
 import tempfile
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
 from training_fsm.client.digest import file_digest
 from training_fsm.client.mlflow_connection import MlflowConnection
 from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable
 from training_fsm.domain.facts import Artifact, Failure
+
+if TYPE_CHECKING:
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 _SCHEME = "runs:/"
 _PREFIX_DIGITS = 16
@@ -54,6 +58,26 @@ class MlflowArtifacts:
             os.replace(fetched, local)
         return local
 
+    def delete(self, artifact: Artifact) -> None:
+        """Delete a file; one that is gone already, also with its whole tracking run, is no fault.
+
+        Raises OutsideUnavailable where the store does not answer or refuses, or is a folder that is not on this
+        machine; ValueError where the file does not carry its digest in its name, as all do that `put` stores.
+        """
+        tracking_run_id, stored = _parsed(artifact.uri)
+        if not PurePosixPath(stored).name.startswith(f"{artifact.sha256[:_PREFIX_DIGITS]}-"):
+            raise ValueError(f"artifact uri: expected a name that begins with the file's digest, got {artifact.uri!r}")
+        try:
+            with self._connection.calls(f"delete {artifact.uri}"):
+                repository = _repository(tracking_run_id, self._connection.tracking_uri)
+                folder = getattr(repository, "artifact_dir", None)
+                if folder is not None and not Path(folder).is_dir():
+                    raise OSError(f"its folder {folder} is not on this machine")
+                repository.delete_artifacts(stored)  # type: ignore[no-untyped-call]
+        except OutsideUnavailable as error:
+            if getattr(error.__cause__, "error_code", None) != "RESOURCE_DOES_NOT_EXIST":
+                raise
+
     def _fetch(self, artifact: Artifact, tracking_run_id: str, stored: str, scratch: str) -> Path:
         try:
             with self._connection.calls(f"fetch {artifact.uri}") as client:
@@ -66,6 +90,14 @@ class MlflowArtifacts:
             if getattr(error.__cause__, "error_code", None) == "RESOURCE_DOES_NOT_EXIST":
                 raise _damaged(artifact, "belongs to a tracking run that is gone") from error
             raise
+
+
+def _repository(tracking_run_id: str, tracking_uri: str) -> "ArtifactRepository":
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.runs_artifact_repo import RunsArtifactRepository
+
+    root = RunsArtifactRepository.get_underlying_uri(f"{_SCHEME}{tracking_run_id}", tracking_uri)
+    return get_artifact_repository(root, tracking_uri=tracking_uri, registry_uri=tracking_uri)
 
 
 def same_file(path: Path, named: Path) -> None:

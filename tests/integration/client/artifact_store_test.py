@@ -154,3 +154,47 @@ def test_a_dead_store_is_unavailable_and_not_damaged(file: Path, tmp_path: Path)
         dead.get(Artifact(uri="runs:/run/data/x", sha256="0" * 64, size_bytes=1), tmp_path / "spool")
     with pytest.raises(ValueError, match="artifact uri: expected runs:/"):
         dead.get(Artifact(uri="s3://bucket/x", sha256="0" * 64, size_bytes=1), tmp_path / "spool")
+
+
+def test_a_deleted_file_is_gone_and_its_neighbours_are_not(
+    store: MlflowArtifacts, tracking_run_id: str, file: Path, tmp_path: Path
+) -> None:
+    """Deleting again is no fault, nor is it where the whole tracking run is gone; and it can be stored again."""
+    first = store.put(tracking_run_id, "data", file)
+    file.write_bytes(b"other")
+    second = store.put(tracking_run_id, "data", file)
+    for _ in range(2):
+        store.delete(first)
+    with pytest.raises(ArtifactDamaged, match="is not in the store any more"):
+        store.get(first, tmp_path / "spool")
+    assert store.get(second, tmp_path / "spool").read_bytes() == b"other"
+    store.delete(first.model_copy(update={"uri": first.uri.replace(tracking_run_id, "0" * 32)}))
+    store.delete(second)
+    assert store.get(store.put(tracking_run_id, "data", file), tmp_path / "again").read_bytes() == b"other"
+
+
+def test_only_what_carries_its_digest_is_deleted(store: MlflowArtifacts, tracking_run_id: str, file: Path) -> None:
+    """A URI that came to be a folder's, or another file's, deletes nothing."""
+    artifact = store.put(tracking_run_id, "data", file)
+    for wrong in ({"uri": f"runs:/{tracking_run_id}/data"}, {"sha256": "0" * 64}):
+        with pytest.raises(ValueError, match="expected a name that begins with the file's digest"):
+            store.delete(artifact.model_copy(update=wrong))
+    assert store.put(tracking_run_id, "data", file) == artifact
+
+
+def test_a_dead_store_and_a_folder_elsewhere_delete_nothing(
+    sqlite_uri: str, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both say so: what was not reached must not be recorded as deleted."""
+    dead = MlflowArtifacts(MlflowConnection("http://127.0.0.1:9"))
+    name = f"data/{'0' * 16}-x"
+    with pytest.raises(OutsideUnavailable, match="mlflow: delete runs:/run/data/"):
+        dead.delete(Artifact(uri=f"runs:/run/{name}", sha256="0" * 64, size_bytes=1))
+    monkeypatch.chdir(tmp_path)
+    connection = MlflowConnection(sqlite_uri)
+    run = MlflowTracking(connection, f"experiment-{uuid.uuid4().hex[:8]}").open_run(str(uuid.uuid4()), {}, {})
+    artifact = MlflowArtifacts(connection).put(run, "data", file)
+    root = Path(MlflowClient(sqlite_uri).get_run(run).info.artifact_uri.removeprefix("file://"))
+    root.rename(tmp_path / "elsewhere")
+    with pytest.raises(OutsideUnavailable, match="is not on this machine"):
+        MlflowArtifacts(connection).delete(artifact)
