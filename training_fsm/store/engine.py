@@ -5,6 +5,7 @@ import sqlalchemy as sa
 APPEND_LOCK = 0x74667366  # every appender shares it; the relay takes it alone for a moment
 RELAY_LEADER_LOCK = 0x74667367
 ALIASES_LOCK = 0x74667369
+HOUSEKEEPING_LOCK = 0x7466736A
 
 NETWORK = {
     "connect_timeout": 10,

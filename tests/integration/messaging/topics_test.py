@@ -1,9 +1,12 @@
 """Topics: made where missing, and noticed when they are made anew."""
 
+import os
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,10 +15,13 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from training_fsm.domain.errors import OutsideUnavailable
-from training_fsm.messaging import topic_watch
+from training_fsm.messaging import topic_lifetime, topic_watch
 from training_fsm.messaging.kafka import make_admin
+from training_fsm.messaging.topic_lifetime import TopicLifetime
 from training_fsm.messaging.topic_watch import TopicWatch
 from training_fsm.messaging.topics import TopicsRefused, create_missing, topic_ids
+from training_fsm.service.housekeeping_service import MessageLifetime
+from training_fsm.settings import Settings
 from training_fsm.store.outbox import PostgresOutbox
 
 if TYPE_CHECKING:
@@ -146,3 +152,35 @@ def test_commands_sent_right_after_a_topic_was_made_anew_are_all_read(
                 time.sleep(0.01)
             station.wait(heads, lambda ids: ids == set(run_ids))
     assert not station.rows("SELECT 1 FROM commands WHERE outcome = 'refused'")
+
+
+def test_apache_kafka_tells_how_long_a_message_can_lie(kafka_station: "Station") -> None:
+    """Its retention and a segment's life together; for ever where the topic is kept so, or compacted only."""
+    admin, topic = make_admin(kafka_station.settings), kafka_station.topics.requested
+    days = timedelta(days=1) / timedelta(milliseconds=1)
+
+    def configured(**values: str) -> MessageLifetime | None:
+        name = f"{topic}.{uuid.uuid4().hex[:6]}"
+        config = {key.replace("_", "."): value for key, value in values.items()}
+        admin.create_topics([NewTopic(name, 1, 1, config=config)])[name].result(timeout=20)
+        kafka_station.wait(lambda: topic_ids(admin, (name,)))
+        return TopicLifetime(admin, name).lifetime()
+
+    both = configured(retention_ms=f"{3 * days:.0f}", segment_ms=f"{days:.0f}")
+    assert both == MessageLifetime(timedelta(days=4))
+    assert configured(retention_ms="-1") == configured(cleanup_policy="compact") == MessageLifetime(None)
+
+
+def test_the_embedded_broker_does_not_tell_how_long_a_message_can_lie(station: "Station") -> None:
+    """That is told apart from a broker that does not answer."""
+    if os.environ.get("TEST_BROKER") == "kafka":
+        pytest.skip("this is about the embedded broker")
+    assert TopicLifetime(make_admin(station.settings), station.topics.requested).lifetime() is None
+
+
+def test_a_broker_that_is_away_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no knowledge of how long a message can lie."""
+    monkeypatch.setattr(topic_lifetime, "TIMEOUT_S", 1)
+    quiet = Settings(bootstrap_servers="127.0.0.1:1", kafka_options={"log_level": "0"})
+    with pytest.raises(OutsideUnavailable, match="kafka: settings of t: "):
+        TopicLifetime(make_admin(quiet), "t").lifetime()
