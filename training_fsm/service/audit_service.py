@@ -15,6 +15,7 @@ from training_fsm.domain.states import State
 from training_fsm.ports import Artifacts
 from training_fsm.service.audit_log import RUN_STREAM, AuditLog, AuditSnapshot, LoggedEvent
 from training_fsm.service.audit_stream import Fault, StreamCheck
+from training_fsm.service.stored_files import released_by
 
 _STREAMS_AT_ONCE = 200
 
@@ -37,6 +38,8 @@ class Report:
 
 
 Tell = Callable[[Report], None]
+Released = dict[str, frozenset[str]]
+"""By stream, the files that it has released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +75,21 @@ def verify(
     """
     report = Report()
     stream = None if run_id is None else RUN_STREAM + run_id
+    released: Released = {}
     with log.snapshot() as snapshot:
-        _verify_streams(snapshot, stream, report, tell)
+        _verify_streams(snapshot, stream, report, released, tell)
         if stream is None or report.streams == 0:
             gone = (found for found in snapshot.streams_gone() if stream in (None, found[0]))
             report.faults.extend(Fault(name, None, None, "stream", words, "no event") for name, words in gone)
     if artifacts is not None:
-        _verify_artifacts(log, artifacts, stream, report, tell)
+        _verify_artifacts(log, artifacts, stream, report, released, tell)
     report.faults.sort(key=lambda fault: (fault.position is None, fault.position or 0, fault.stream))
     return report
 
 
-def _verify_streams(snapshot: AuditSnapshot, stream: str | None, report: Report, tell: Tell) -> None:
+def _verify_streams(
+    snapshot: AuditSnapshot, stream: str | None, report: Report, released: Released, tell: Tell
+) -> None:
     finished: list[StreamCheck] = []
     current: StreamCheck | None = None
     for logged in snapshot.logged(stream):
@@ -91,16 +97,16 @@ def _verify_streams(snapshot: AuditSnapshot, stream: str | None, report: Report,
             if current is not None:
                 finished.append(current)
             if len(finished) >= _STREAMS_AT_ONCE:
-                _close(snapshot, finished, report)
+                _close(snapshot, finished, report, released)
                 finished.clear()
             current = StreamCheck(logged.stream)
             tell(report)
         current.take(logged)
         report.events += 1
-    _close(snapshot, finished if current is None else [*finished, current], report)
+    _close(snapshot, finished if current is None else [*finished, current], report, released)
 
 
-def _close(snapshot: AuditSnapshot, streams: Sequence[StreamCheck], report: Report) -> None:
+def _close(snapshot: AuditSnapshot, streams: Sequence[StreamCheck], report: Report, released: Released) -> None:
     run_ids = [stream.run_id for stream in streams if stream.run_id is not None]
     letter_ids = [stream.letter_id for stream in streams if stream.letter_id is not None]
     heads = snapshot.heads(run_ids) if run_ids else {}
@@ -112,11 +118,18 @@ def _close(snapshot: AuditSnapshot, streams: Sequence[StreamCheck], report: Repo
             stream.check_letter(digests.get(stream.letter_id))
         if stream.fault is not None:
             report.faults.append(stream.fault)
+        if gone := stream.files.all_released:
+            released[stream.name] = gone
     report.streams += len(streams)
 
 
 def _verify_artifacts(
-    log: AuditLog, build: Callable[[], Artifacts], stream: str | None, report: Report, tell: Tell
+    log: AuditLog,
+    build: Callable[[], Artifacts],
+    stream: str | None,
+    report: Report,
+    released: Released,
+    tell: Tell,
 ) -> None:
     known_bad = {fault.stream for fault in report.faults}
     store: Artifacts | None = None
@@ -127,18 +140,28 @@ def _verify_artifacts(
             if logged.stream in known_bad:
                 continue
             for artifact in _artifacts(logged.event):
+                if artifact.uri in released.get(logged.stream, ()):
+                    continue  # the janitor may have deleted it
                 store = store or build()
                 try:
                     fault = _artifact_fault(store, logged, artifact)
                 except OutsideUnavailable as error:
                     report.unchecked = f"{logged.stream} version {logged.version}: {error}"
                     return
+                if fault is not None and _released_meanwhile(log, logged, artifact):
+                    continue
                 report.artifacts += 1
                 if fault is not None:
                     report.faults.append(fault)
                     known_bad.add(logged.stream)
                     break
             tell(report)
+
+
+def _released_meanwhile(log: AuditLog, logged: LoggedEvent, artifact: Artifact) -> bool:
+    """Whether the run has released a file since the log was read."""
+    run_id = logged.stream.removeprefix(RUN_STREAM)
+    return released_by(log.history(run_id, logged.version), artifact.uri)
 
 
 def _artifact_fault(store: Artifacts, logged: LoggedEvent, artifact: Artifact) -> Fault | None:

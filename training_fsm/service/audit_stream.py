@@ -8,6 +8,7 @@ from training_fsm.domain.evolve import evolve
 from training_fsm.domain.machine import destination
 from training_fsm.domain.run import Run
 from training_fsm.service.audit_log import LETTER_STREAM, RUN_STREAM, LoggedEvent, RecordedHead
+from training_fsm.service.stored_files import Ledger
 
 GENESIS = bytes(32)
 """Stands in for the hash before a stream's first event."""
@@ -32,6 +33,8 @@ class StreamCheck:
     def __init__(self, name: str) -> None:
         self.name = name
         self.fault: Fault | None = None
+        self.files = Ledger()
+        """What the stream names and releases."""
         self._first: LoggedEvent | None = None
         self._last: LoggedEvent | None = None
         self._run: Run | None = None
@@ -81,6 +84,7 @@ class StreamCheck:
         try:
             to_state = destination(self._run, event)
             self._run = evolve(self._run, self.run_id, event, to_state)
+            self.files.take(event)
         except (TransitionRefused, ValueError, AssertionError) as error:
             self._off(logged, "event", f"one that fits a run in {before}", _one_line(error))
             return

@@ -10,7 +10,7 @@ from typer.testing import Result
 from training_fsm.client.artifact_store import MlflowArtifacts
 from training_fsm.client.mlflow_connection import MlflowConnection
 from training_fsm.client.mlflow_tracking import MlflowTracking
-from training_fsm.domain.events import CheckpointSaved, MessageDeadLettered
+from training_fsm.domain.events import ArtifactsReleased, CheckpointSaved, MessageDeadLettered
 from training_fsm.domain.inbound import LetterReceived
 from training_fsm.domain.run import Run
 from training_fsm.local.mlflow_server import MlflowServer
@@ -258,7 +258,7 @@ def test_stored_files_are_verified(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A file that was changed in the store is named with its event; one that nobody touched is counted."""
+    """A file that was changed or is gone is named with its event, unless the run has released it."""
     monkeypatch.setenv("TRAINING_FSM_MLFLOW_TRACKING_URI", mlflow_server.url)
     connection = MlflowConnection(mlflow_server.url)
     tracking_run = MlflowTracking(connection).open_run("r", {}, {})
@@ -275,6 +275,12 @@ def test_stored_files_are_verified(
     (kept,) = (server_folder / "mlflow" / "artifacts").rglob(f"*{stored.sha256[:16]}-weights.npz")
     kept.write_bytes(b"other weights")
     assert _faults(cli("audit", "verify", "--json")) == [("run-r", 6, "artifact")]
+    kept.unlink()
+    assert _faults(cli("audit", "verify", "--json")) == [("run-r", 6, "artifact")]
+    released = ArtifactsReleased(artifacts=(stored,), why="old")
+    PostgresEventLog(engine).append_fenced(Lease("r", 1, "worker-1"), [released], Cause("housekeeping", "1", "r"))
+    report = json.loads(cli("audit", "verify", "--json").stdout)
+    assert (report["ok"], report["artifacts"]) == (True, 0)
 
 
 def test_an_artifact_store_that_is_away_is_no_clean_bill(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from training_fsm.domain.errors import ArtifactDamaged, OutsideUnavailable
-from training_fsm.domain.events import Event, RunCancelled
+from training_fsm.domain.events import ArtifactsReleased, Event, RunCancelled
 from training_fsm.domain.evolve import evolve
 from training_fsm.domain.facts import Artifact, Failure
 from training_fsm.domain.machine import destination
@@ -154,6 +154,39 @@ def test_every_file_of_an_event_is_fetched(log: MemoryLog) -> None:
     """A checkpoint's curves count like the checkpoint."""
     files = FolderOfFiles(damaged=frozenset({"runs:/tracking-1/curves/last"}))
     assert _places(verify(log, "a", lambda: files)) == [("run-a", 9, "artifact")]
+
+
+def _release(log: MemoryLog, run_id: str, *uris: str) -> None:
+    """Let a run of the log release files, as its last event."""
+    events = [row.event for row in log.rows if row.stream == f"run-{run_id}"]
+    log.rows = [row for row in log.rows if row.stream != f"run-{run_id}"]
+    artifacts = tuple(Artifact(uri=uri, sha256="a" * 64, size_bytes=1) for uri in uris)
+    log.write(run_id, [*events, ArtifactsReleased(artifacts=artifacts, why="old")])
+
+
+def test_a_released_file_may_be_gone(log: MemoryLog) -> None:
+    """It is not even looked for; what the run has not released is damaged as ever, and so is another run's."""
+    gone, kept = "runs:/tracking-1/checkpoints/first", "runs:/tracking-1/curves/last"
+    _release(log, "b", gone)
+    files = FolderOfFiles(damaged=frozenset({gone}))
+    assert _places(verify(log, "b", lambda: files)) == []
+    assert gone not in files.fetched
+    assert _places(verify(log, None, lambda: files)) == [("run-a", 8, "artifact")]
+    assert _places(verify(log, "b", lambda: FolderOfFiles(damaged=frozenset({gone, kept})))) == [
+        ("run-b", 9, "artifact")
+    ]
+
+
+def test_a_file_that_is_released_while_the_audit_runs_may_be_gone(log: MemoryLog) -> None:
+    """The log was read before the release, the store after it."""
+    gone = "runs:/tracking-1/checkpoints/first"
+
+    def build() -> FolderOfFiles:
+        _release(log, "b", gone)
+        return FolderOfFiles(damaged=frozenset({gone}))
+
+    report = verify(log, "b", build)
+    assert (_places(report), report.artifacts) == ([], 4)
 
 
 def test_files_of_a_run_that_is_off_already_are_left(log: MemoryLog) -> None:
