@@ -8,7 +8,7 @@ import structlog
 from confluent_kafka import OFFSET_INVALID, Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 
-from training_fsm.domain.errors import OutsideUnavailable
+from training_fsm.domain.errors import OutsideUnavailable, TrainingFsmError
 from training_fsm.messaging.event_message import to_messages
 from training_fsm.messaging.topics import Topics, topic_ids
 from training_fsm.ports import StoredEvent
@@ -30,6 +30,10 @@ KAFKA_TIMEOUT_S = 15.0
 
 class RelayLostError(Exception):
     """The relay must begin again: Kafka refused a message for good, or the topic became another one."""
+
+
+class RelayLeadsError(TrainingFsmError):
+    """Another process leads the relay."""
 
 
 class Relay:
@@ -100,6 +104,30 @@ class Relay:
         finally:
             consumer.close()
             del producer
+
+    def rewind(self, position: int) -> None:
+        """Let the log go out again from a position on, by whoever leads next; consumers know repeats by their ids.
+
+        Raises RelayLeadsError while a relay leads, ValueError for a position that the relay has not come to: what
+        lies before it would never go out. KafkaException, OutsideUnavailable where one of them is away.
+        """
+        cursor = max(position - 1, 0)
+        with self._outbox.leadership() as leads:
+            if not leads:
+                raise RelayLeadsError("an orchestrator leads the relay: stop all of them first")
+            producer, consumer = self._make_producer(), self._make_consumer()
+            try:
+                producer.init_transactions(KAFKA_TIMEOUT_S)
+                topic_id = self._topic_id()
+                if topic_id is None:
+                    raise OutsideUnavailable("kafka", f"topic {self._topics.events} is not there")
+                if cursor > (reached := self._cursor(consumer, topic_id)):
+                    raise ValueError(f"expected at most {reached + 1}, the first position that has not gone out yet")
+                self._transact(producer, consumer, [], cursor)
+                self._outbox.remember_relayed(self._topics.events, topic_id, cursor)
+            finally:
+                consumer.close()
+                del producer
 
     def _topic_id(self) -> str | None:
         return topic_ids(self._admin, (self._topics.events,)).get(self._topics.events)

@@ -19,7 +19,7 @@ from training_fsm.domain import events as e
 from training_fsm.local.process import start_process
 from training_fsm.messaging import relay as relay_module
 from training_fsm.messaging.kafka import make_admin, make_consumer, make_producer
-from training_fsm.messaging.relay import Relay
+from training_fsm.messaging.relay import Relay, RelayLeadsError
 from training_fsm.messaging.topics import create_missing, topic_ids
 from training_fsm.ports import Cause
 from training_fsm.store.engine import RELAY_LEADER_LOCK, make_engine
@@ -35,13 +35,9 @@ CAUSE = Cause("test", "m", "c")
 ORCHESTRATOR = [sys.executable, "-c", "from training_fsm.cli.app import main; main()", "orchestrator"]
 
 
-@contextmanager
-def _relaying(station: "Station") -> Iterator[Relay]:
-    """A relay on a thread, with connections of its own."""
-    settings, stop = station.settings, threading.Event()
-    engine = make_engine(settings.database_url, application_name="relay")
-    group = _group(station)
-    relay = Relay(
+def _relay(station: "Station", engine: sa.Engine) -> Relay:
+    settings, group = station.settings, _group(station)
+    return Relay(
         PostgresOutbox(engine),
         station.topics,
         lambda: make_producer(settings, group),
@@ -49,6 +45,14 @@ def _relaying(station: "Station") -> Iterator[Relay]:
         make_admin(settings),
         lambda: create_missing(make_admin(settings), station.topics.all, settings.topic_partitions, 1),
     )
+
+
+@contextmanager
+def _relaying(station: "Station") -> Iterator[Relay]:
+    """A relay on a thread, with connections of its own."""
+    stop = threading.Event()
+    engine = make_engine(station.settings.database_url, application_name="relay")
+    relay = _relay(station, engine)
     thread = threading.Thread(target=relay.run, args=(stop,))
     thread.start()
     try:
@@ -159,6 +163,27 @@ def test_a_cursor_that_kafka_forgot_is_taken_from_postgres(
         messages = _published(station, header_of, 6)
     assert max(Counter(header_of(message, "ce_id") for message in messages).values()) == 1
     assert _cursor(station) == 6
+
+
+def test_a_relay_that_is_wound_back_publishes_again_from_there(
+    station: "Station", life: Life, header_of: HeaderOf
+) -> None:
+    """The same ids once more; not while another one leads, and never past what has gone out."""
+    relay = _relay(station, station.engine)
+    with PostgresEventLog(station.engine).begin() as unit:
+        unit.append("r", life("r")[:4], CAUSE)
+    with station.reader(station.topics.events) as reader:
+        with _relaying(station):
+            reader.until(lambda messages: len(messages) == 4)
+            with pytest.raises(RelayLeadsError, match="stop all of them first"):
+                relay.rewind(0)
+        with pytest.raises(ValueError, match="expected at most 5, the first position that has not gone out yet"):
+            relay.rewind(6)
+        relay.rewind(3)
+        with _relaying(station):
+            messages = reader.until(lambda messages: len(messages) == 6)
+    ids = [header_of(message, "ce_id") for message in messages]
+    assert ids == [f"run-r/{version}" for version in (1, 2, 3, 4, 3, 4)]
 
 
 def test_another_topic_than_the_one_we_knew_gets_the_log_from_its_beginning(
