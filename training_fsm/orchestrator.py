@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 import structlog
 
 from training_fsm.client.ingest_client import IngestClient
+from training_fsm.housekeeping_timer import HousekeepingTimer
 from training_fsm.messaging.asker import Asker
 from training_fsm.messaging.intake import Intake
 from training_fsm.messaging.kafka import make_admin, make_consumer, make_producer
@@ -64,6 +65,8 @@ def run_orchestrator(settings: Settings, stop: threading.Event) -> int:
     group = f"{settings.topic_prefix}training-fsm-orchestrator"
     intake = Intake(make_consumer(settings, group), topics.requested, service.handle, watch, committed)
     loops = {"intake": intake.run, "asker": asker.run, "watch": watch.run, "relay": relay.run}
+    if settings.housekeeping_every_h is not None:
+        loops["housekeeping"] = HousekeepingTimer(settings.housekeeping_every_h, settings.home).run
     pulses = Pulses(max(settings.health_silence_s, settings.ingest_timeout_s * 4))
     try:
         with observed(settings, observe_orchestrator(settings, engine, admin, group, outbox, pulses)):

@@ -100,6 +100,17 @@ class Settings(BaseSettings):
     """sha256 of Stable-Baselines3 zips that may be continued whole, as a JSON list. To read such a file whole is to run
     what is pickled in it; of all others only the weights are read."""
 
+    retention_checkpoints: int = Field(default=3, gt=0)
+    """Newest checkpoints of each run that housekeeping keeps; three at least while the run may still go on."""
+    retention_data_days: float = Field(default=30, ge=0)
+    """Frozen data of a run that ended FAILED, REJECTED or CANCELLED is kept for so long. Until then a failed run can be
+    retried and a rejected one extended or overridden."""
+    retention_inbox_days: float = Field(default=30, gt=0)
+    """What became of a command is known for so long, and never shorter than the command lies in its topic."""
+    housekeeping_every_h: float | None = Field(default=None, gt=0)
+    """The orchestrator starts `training-fsm admin housekeeping` at its start and then this often; not set: never. It
+    reaches MLflow, and needs training-fsm[worker] on the orchestrator's machine."""
+
     http_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of /healthz, /readyz and /metrics; 0 takes a free one and logs it. Not set: none of them."""
     http_host: str = "127.0.0.1"

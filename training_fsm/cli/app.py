@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from training_fsm.cli import (
+    admin_commands,
     audit_commands,
     contract_commands,
     demo_command,
@@ -28,6 +29,7 @@ app.add_typer(model_commands.app, name="model")
 app.add_typer(audit_commands.app, name="audit")
 app.add_typer(contract_commands.app, name="contracts")
 app.add_typer(letter_commands.app, name="dlq")
+app.add_typer(admin_commands.app, name="admin")
 demo_command.register(app)
 up_command.register(app)
 role_commands.register(app)

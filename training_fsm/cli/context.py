@@ -10,6 +10,8 @@ import typer
 from training_fsm.cli.errors import BadInput, NotSo
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from training_fsm.settings import Settings
     from training_fsm.store.audit_reads import PostgresAuditLog
 
@@ -44,12 +46,20 @@ def settings_of(ctx: typer.Context, home: Path | None = None) -> "Settings":
 @contextmanager
 def opened_log(settings: "Settings") -> Iterator["PostgresAuditLog"]:
     """The reading side of the store. Raises NotSo that says where Postgres was looked for, and what helps."""
+    from training_fsm.store.audit_reads import PostgresAuditLog
+
+    with opened_database(settings) as engine:
+        yield PostgresAuditLog(engine)
+
+
+@contextmanager
+def opened_database(settings: "Settings") -> Iterator["Engine"]:
+    """Postgres. Raises NotSo that says where it was looked for, and what helps."""
     import sqlalchemy as sa
     from pydantic import ValidationError
 
     from training_fsm.domain.errors import OutsideUnavailable
     from training_fsm.domain.explain import explain
-    from training_fsm.store.audit_reads import PostgresAuditLog
     from training_fsm.store.engine import make_engine
 
     try:
@@ -61,7 +71,7 @@ def opened_log(settings: "Settings") -> Iterator["PostgresAuditLog"]:
     engine = make_engine(settings.database_url, application_name="training-fsm-cli")
     where = f"{url.host or 'the local socket'}:{url.port or 5432}, database {url.database}"
     try:
-        yield PostgresAuditLog(engine)
+        yield engine
     except OutsideUnavailable as error:
         if error.service != "postgres":
             raise
