@@ -68,6 +68,8 @@ def decide(run: Run | None, command: Command, now: datetime, policy: Policy) -> 
             return (requested, _ask(run_id, attempt=1, now=now, policy=policy))
         case _ if run is None:
             return Refusal(f"run_id: there is no run {command.run_id}")
+        case RetryRun() | ExtendRun() | OverrideRejection() if run.ended and run.files_released:
+            return Refusal(f"{command.type}: the run's stored files were released; submit its request again")
         case CancelRun(actor=actor, why=why):
             if run.ended:
                 return Refusal(f"cancel_run does not fit a run in {run.state.value}: it has ended")

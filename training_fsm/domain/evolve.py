@@ -72,6 +72,10 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
             return {"pause": None}
         case e.RejectionOverridden():
             return {"overridden": event, **progress}
+        case e.ArtifactsReleased(artifacts=artifacts):
+            needed = {checkpoint.artifact.uri for checkpoint in run.checkpoints[-1:]}
+            needed |= {run.data.artifact.uri} if run.data is not None else set()
+            return {"files_released": run.files_released or any(artifact.uri in needed for artifact in artifacts)}
         case e.EvaluationFinished():
             return {"evaluation": event, **progress}
         case e.RegistrationIntended(key=key):

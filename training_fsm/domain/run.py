@@ -80,6 +80,8 @@ class Run(Model):
     """Who has it registered although its evaluation did not pass."""
     registration_key: str | None = None
     registered: ModelRegistered | None = None
+    files_released: bool = False
+    """Its frozen data, or the checkpoint it would go on from, may be deleted: nothing brings it back to life."""
     attempts_failed: int = 0
     """In a row, since the last progress."""
     retry_at: UtcTime | None = None

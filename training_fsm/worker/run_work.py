@@ -65,9 +65,7 @@ def _refuse_hopeless(session: RunSession) -> None:
 
 
 def _record(session: RunSession, failure: Failure, *, passing: bool) -> None:
-    log.warning(
-        "work failed", run_id=session.run.run_id, failure=failure.words, detail=failure.detail, passing=passing
-    )
+    log.warning("work failed", run_id=session.run.run_id, failure=failure.words, detail=failure.detail, passing=passing)
     now, policy = session.outside.log.now(), session.settings.policy
     try:
         session.append(*failed(session.run, failure, passing=passing, now=now, policy=policy, jitter=random.random()))

@@ -100,7 +100,7 @@ def test_compare_lists_what_differs_and_counts_the_rest(cli: Cli) -> None:
         "digest 222222222222… 333333333333…",
         "3 feature fields are equal",
         "agent.hyperparameters.gamma 0.99 0.9",
-        "39 settings are equal",
+        "37 settings are equal",
         "sharpe 0.7 0.8 +0.1",
         "1 test metric is equal",
     ):

@@ -391,6 +391,25 @@ def test_an_overridden_rejection_is_registered_with_its_evaluation(
     assert run.evaluation is not None
 
 
+@pytest.mark.parametrize(
+    ("state", "command"), [(State.FAILED, RETRY), (State.REJECTED, EXTEND), (State.REJECTED, OVERRIDE)]
+)
+def test_nothing_revives_a_run_whose_files_were_released(
+    state: State, command: Command, histories: dict[State, tuple[e.Event, ...]]
+) -> None:
+    """Its data or its last checkpoint may be gone; other files do not matter."""
+    whole = histories[State.REJECTED]
+    failure = e.RunFailed(reason=AWAY, failed_from=State.TRAINING)
+    history = whole if state is State.REJECTED else (*histories[State.TRAINING], failure)
+    data = next(event for event in whole if isinstance(event, e.DataFrozen)).artifact
+    other = data.model_copy(update={"uri": "runs:/tracking-1/checkpoints/older"})
+    kept = Given((*history, e.ArtifactsReleased(artifacts=(other,), why="retention")))
+    assert not isinstance(kept.when(command).outcome, Refusal)
+    Given((*history, e.ArtifactsReleased(artifacts=(other, data), why="retention"))).when(command).refused(
+        "files were released"
+    )
+
+
 def test_released_files_change_nothing_else(histories: dict[State, tuple[e.Event, ...]]) -> None:
     """A run that has ended stays as it ended."""
     run = given(*histories[State.CANCELLED]).run
