@@ -96,11 +96,6 @@ INSERT_CHECKPOINTS = sa.text(
     "VALUES (:run_id, :sha256, :step, :uri, :size_bytes, :saved_at) ON CONFLICT (run_id, sha256) DO NOTHING"
 )
 
-INSERT_FEATURE_CONFIGS = sa.text(
-    "INSERT INTO feature_configs (hash, semver, created_at, feature_definitions, description) VALUES "
-    "(:hash, :semver, :created_at, cast(:feature_definitions AS json), :description) ON CONFLICT (hash) DO NOTHING"
-)
-
 NOTIFY = sa.text("SELECT pg_notify(:channel, :id)")
 
 TAKE_DUE = sa.text(

@@ -23,6 +23,7 @@ from training_fsm.domain.events import (
     RunRequested,
 )
 from training_fsm.domain.evolve import evolve
+from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.inbound import LetterReceived
 from training_fsm.domain.machine import destination
 from training_fsm.domain.run import Run
@@ -30,6 +31,7 @@ from training_fsm.domain.states import State
 from training_fsm.ports import Cause, InboxEntry
 from training_fsm.store import statements as sql
 from training_fsm.store.engine import APPEND_LOCK
+from training_fsm.store.feature_configs import keep_feature_config
 from training_fsm.store.hash_chain import GENESIS, Envelope
 
 WORK_CHANNEL = "training_fsm_work"
@@ -69,7 +71,7 @@ class PostgresUnitOfWork:
         self._letters: list[dict[str, object]] = []
         self._checkpoints: list[dict[str, object]] = []
         self._released: list[dict[str, object]] = []
-        self._feature_configs: dict[str, dict[str, object]] = {}
+        self._feature_configs: dict[str, FeatureConfigVersionInfo] = {}
         self._claimable: list[str] = []
 
     def runs(self, run_ids: Sequence[str]) -> Mapping[str, Run]:
@@ -217,10 +219,7 @@ class PostgresUnitOfWork:
                 released = {"run_id": run_id, "version": head.run and head.run.version, "released_at": self.now}
                 self._released += ({**released, **artifact.model_dump()} for artifact in artifacts)
             case RunRequested(feature_config=config) | ParentResolved(feature_config=config) if config is not None:
-                if config.hash not in self._feature_configs:
-                    definitions = [definition.model_dump(mode="json") for definition in config.feature_definitions]
-                    row = config.model_dump(exclude={"feature_definitions"})
-                    self._feature_configs[config.hash] = row | {"feature_definitions": json.dumps(definitions)}
+                self._feature_configs.setdefault(config.hash, config)
             case _:
                 pass
         if head.run is not None and head.run.ended:
@@ -245,10 +244,11 @@ class PostgresUnitOfWork:
             (sql.INSERT_LETTERS, self._letters),
             (sql.INSERT_CHECKPOINTS, self._checkpoints),
             (sql.INSERT_RELEASED, self._released),
-            (sql.INSERT_FEATURE_CONFIGS, [self._feature_configs[key] for key in sorted(self._feature_configs)]),
         ):
             if rows:
                 self._connection.execute(statement, rows)
+        for hash_ in sorted(self._feature_configs):
+            keep_feature_config(self._connection, self._feature_configs[hash_])
         claimable = [run_id for run_id in self._claimable if (run := self._heads[run_id].run) and run.claimable]
         if claimable:
             self._connection.execute(sql.NOTIFY, [{"channel": WORK_CHANNEL, "id": run_id} for run_id in claimable])

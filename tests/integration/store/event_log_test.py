@@ -9,6 +9,7 @@ from pathlib import Path
 import psycopg
 import pytest
 import sqlalchemy as sa
+import structlog
 
 from training_fsm.domain import events as e
 from training_fsm.domain.decide import feature_request_id
@@ -126,6 +127,22 @@ def test_a_head_is_what_its_events_fold_to(engine: sa.Engine, log: PostgresEvent
     assert head.request_id == feature_request_id("r", 1)
     assert _count(engine, "checkpoints") == 1  # both have the same digest
     assert _count(engine, "feature_configs") == 1
+
+
+def test_two_feature_configurations_under_one_version_are_kept_and_told(
+    engine: sa.Engine, log: PostgresEventLog, life: Life
+) -> None:
+    """Names carry version and hash, so nothing breaks; people should know all the same, once."""
+    requested = life("r")[0]
+    assert isinstance(requested, e.RunRequested)
+    assert requested.feature_config is not None
+    other = requested.feature_config.model_copy(update={"hash": "0123456789"})
+    with structlog.testing.capture_logs() as lines:
+        for run_id, config in (("a", requested.feature_config), ("b", other), ("c", other)):
+            with log.begin() as unit:
+                unit.append(run_id, [requested.model_copy(update={"feature_config": config})], CAUSE)
+    assert [(line["hash"], line["others"]) for line in lines] == [(other.hash, [requested.feature_config.hash])]
+    assert _count(engine, "feature_configs") == 2
 
 
 def test_of_two_units_on_one_run_one_is_refused_whole(engine: sa.Engine, log: PostgresEventLog, life: Life) -> None:
