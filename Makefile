@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
+# One process trains with the whole family of servers, the other does all the rest.
+PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check bench docs venv clean
@@ -10,7 +12,7 @@ demo: $(STAMP)
 	$(BIN)/training-fsm demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PARALLEL) $(TESTS)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -28,6 +29,14 @@ from training_fsm.domain.timeframe import TimeRange
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = datetime(2018, 4, 1, tzinfo=UTC)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For runs in several processes: a folder's tests share their servers, and those that take longest come first."""
+    folders = {item: str(item.path.parent.relative_to(Path(__file__).parent)) for item in items}
+    for item, folder in folders.items():
+        item.add_marker(pytest.mark.xdist_group(folder))
+    items.sort(key=lambda item: folders[item] != "integration/training")
 
 
 @pytest.fixture
