@@ -85,6 +85,8 @@ def _ending(event: e.Event) -> str:
             return _who(event)
         case e.ArtifactsReleased(artifacts=artifacts, why=why):
             return f"{count(len(artifacts), 'stored file')}: {why}"
+        case e.LogRestored(last_position=last, published_position=published):
+            return f"at position {last:,}, {published:,} had gone out"
         case e.CommandRefused(command_type=command_type, reason=reason):
             return f"{command_type}: {reason}"
         case e.MessageDeadLettered(topic=topic, partition=partition, offset=offset, reason=reason):

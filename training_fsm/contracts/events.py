@@ -19,7 +19,7 @@ class EventEnvelope(Model):
 
     type: str
     run_id: str | None
-    """Null for an event that is no run's: a refusal, a dead letter, a model's."""
+    """Null for an event that is no run's: a refusal, a dead letter, a model's, a restored log's."""
     version: int = Field(ge=1)
     """Place in the run's own stream, from 1 without a gap."""
     position: int = Field(ge=1)
@@ -38,7 +38,7 @@ class EventHeaders(Model):
 
     ce_specversion: Literal["1.0"]
     ce_id: str
-    """Stream and version: a repeat carries the same."""
+    """Stream and version, behind a restore of the log its position too: a repeat carries the same."""
     ce_source: Literal["training-fsm"]
     ce_type: str
     ce_subject: str

@@ -295,6 +295,15 @@ class MessageDeadLettered(Event):
     """Its first headers, at most 16 kB of them; none of letters that were written before headers were kept."""
 
 
+class LogRestored(Event):
+    """The log goes on from a backup or a replica: what had gone out behind `last_position` is void."""
+
+    last_position: int
+    """Of the log as it was found."""
+    published_position: int
+    """The highest that had gone out, none is used again; not above `last_position` where nothing of that is lost."""
+
+
 def _all_types(base: type[Event]) -> dict[str, type[Event]]:
     return {event.type(): event for event in base.__subclasses__()}
 

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 
 import structlog
@@ -54,6 +55,9 @@ class Relay:
         self._make_consumer = make_consumer
         self._admin = admin
         self._create_topics = create_topics
+        self._published = 0
+        """The highest position that has gone out, also where the cursor was wound back since."""
+        self._restored_at: tuple[int, ...] = ()
         self.wake = threading.Event()
         """Set by whoever has just appended in this process."""
 
@@ -85,12 +89,15 @@ class Relay:
             if topic_id is None:
                 raise OutsideUnavailable("kafka", f"topic {self._topics.events} is not there")
             cursor = self._cursor(consumer, topic_id)
+            self._restored_at = self._outbox.restored_at()
             log.info("relay leads", cursor=cursor)
             committed_at = looked_at = time.monotonic()
             while not stop.is_set():
                 if time.monotonic() - looked_at > TOPIC_LOOK_S:
                     if self._topic_id() != topic_id:
                         raise RelayLostError(f"topic {self._topics.events} was deleted or made anew")
+                    if not self._outbox.in_place():
+                        raise RelayLostError("the log was restored, or another server took over")
                     looked_at = time.monotonic()
                 sent = self._publish(producer, consumer, topic_id, cursor)
                 if sent != cursor:
@@ -137,20 +144,22 @@ class Relay:
         committed = consumer.committed([self._cursor_at()], timeout=KAFKA_TIMEOUT_S)[0]
         if committed.error:
             raise KafkaException(committed.error)
+        kept = committed.offset if committed.offset is not None and committed.offset >= 0 else None
         copy = self._outbox.relayed_position(self._topics.events, topic_id)
         if copy is None:
             # Another topic than the one we knew, or the first: all of the log goes out, whatever the group remembers.
             self._outbox.remember_relayed(self._topics.events, topic_id, 0)
-            return 0
-        cursor = copy if committed.offset in (OFFSET_INVALID, None) or committed.offset < 0 else committed.offset
-        last = self._outbox.last_position()
-        if cursor > last:
-            log.warning("log restored from before what was published", published=cursor, last=last)
-            self._outbox.raise_sequence(cursor)
+            cursor = 0
+        else:
+            cursor = copy if kept is None else kept
+        self._published = max(cursor, kept or 0, int(committed.metadata or 0))
+        if restored := self._outbox.settle(self._published):
+            log.warning("log restored: commands and answers are read again", **restored.model_dump())
         return cursor
 
     def _cursor_at(self, offset: int = OFFSET_INVALID) -> TopicPartition:
-        return TopicPartition(self._topics.events, 0, offset)
+        # A broker may forget the metadata, as the embedded one does: then what was wound back is not known any more.
+        return TopicPartition(self._topics.events, 0, offset, str(self._published))
 
     def _publish(self, producer: Producer, consumer: Consumer, topic_id: str, cursor: int) -> int:
         """Publish the next batch behind the cursor and return where it then stands."""
@@ -169,10 +178,11 @@ class Relay:
 
     def _transact(self, producer: Producer, consumer: Consumer, events: list[StoredEvent], position: int) -> None:
         failures: list[str] = []
+        self._published = max(self._published, position)
         producer.begin_transaction()
         try:
             for event in events:
-                for message in to_messages(event, self._topics):
+                for message in to_messages(event, self._topics, self._last_restored(event.position)):
                     producer.produce(
                         message.topic,
                         key=message.key,
@@ -191,3 +201,8 @@ class Relay:
             raise
         if failures:
             raise RelayLostError(f"not delivered: {failures[0]}")
+
+    def _last_restored(self, position: int) -> int:
+        """Where the log had been restored last when this position was written; 0 where it never was."""
+        before = bisect_right(self._restored_at, position)
+        return self._restored_at[before - 1] if before else 0

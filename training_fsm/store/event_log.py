@@ -13,6 +13,7 @@ from training_fsm.domain.facts import Progress
 from training_fsm.domain.run import Run
 from training_fsm.ports import Cause
 from training_fsm.service.model_lifecycle_service import CANDIDATE, CHAMPION
+from training_fsm.store import log_place
 from training_fsm.store import statements as sql
 from training_fsm.store.engine import ALIASES_LOCK
 from training_fsm.store.errors import domain_errors
@@ -86,10 +87,15 @@ class PostgresEventLog:
             found = unit.claimable(run_id)
             if found is None:
                 return None
-            token = unit.runs([found])[found].token + 1
+            # A token never exceeds its claim's position: above a restore there is none that somebody may still hold.
+            token = max(unit.runs([found])[found].token, self._restored_at()) + 1
             claimed = RunClaimed(token=token, worker=worker, lease_s=lease_s)
             run = unit.append(found, [claimed], Cause(worker, f"claim-{found}-{token}", found))
         return run, Lease(found, token, worker)
+
+    def _restored_at(self) -> int:
+        with self._engine.connect() as connection:
+            return max(log_place.restored_at(connection), default=0)
 
     def heartbeat(self, lease: Lease, lease_s: float, progress: Progress | None = None) -> Run:
         """Prolong a lease, say how far the work is, and return the run as it stands.
@@ -138,6 +144,8 @@ class PostgresEventLog:
             run = unit.runs([lease.run_id]).get(lease.run_id)
             if run is None or run.token != lease.token:
                 raise LeaseLost(f"run {lease.run_id}: token {lease.token} is no longer the run's")
+            if known_version is not None and run.version < known_version:
+                raise LeaseLost(f"run {lease.run_id}: the log was restored, and ends before version {known_version}")
             if known_version not in (None, run.version) and unit.holds(lease.run_id, known_version, events):
                 return run
             if promotion is not None:

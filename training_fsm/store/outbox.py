@@ -5,7 +5,9 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
+from training_fsm.domain.events import LogRestored
 from training_fsm.ports import StoredEvent
+from training_fsm.store import log_place
 from training_fsm.store import statements as sql
 from training_fsm.store.engine import APPEND_LOCK, RELAY_LEADER_LOCK
 from training_fsm.store.errors import domain_errors
@@ -16,6 +18,8 @@ class PostgresOutbox:
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
+        self._restored_at: int | None = None
+        """Where the log was restored last, as the last look at the topics saw it."""
 
     @contextmanager
     def leadership(self) -> Iterator[bool]:
@@ -59,19 +63,35 @@ class PostgresOutbox:
             rows = connection.execute(sql.READ_EVENTS, bounds)
             return [StoredEvent(*row) for row in rows]
 
-    def raise_sequence(self, position: int) -> None:
-        """Let new events get positions above `position`: the log was restored from before what was published."""
+    def settle(self, published: int) -> LogRestored | None:
+        """Let a restored log grow, above `published`; the event that says so, None where it was not restored.
+
+        For who leads only. Raises OutsideUnavailable.
+        """
         with domain_errors(), self._engine.begin() as connection:
-            connection.execute(
-                sa.text("SELECT setval(pg_get_serial_sequence('events', 'position'), :position)"),
-                {"position": position},
-            )
+            return log_place.settle(connection, published)
+
+    def in_place(self) -> bool:
+        """Whether the log lies where it was settled: not so after a restore, or once another server took over."""
+        with domain_errors(), self._engine.connect() as connection:
+            return log_place.in_place(connection)
+
+    def restored_at(self) -> tuple[int, ...]:
+        """The positions at which the log was restored, rising."""
+        with domain_errors(), self._engine.connect() as connection:
+            return log_place.restored_at(connection)
 
     def remember_topics(self, ids: Mapping[str, str]) -> frozenset[str]:
-        """Store the ids of topics and return those whose id was another one."""
+        """Store the ids of topics and return those whose id was another one.
+
+        After a restore every topic counts as another one: what was read of it since the backup is forgotten.
+        """
         if not ids:
             return frozenset()
         with domain_errors(), self._engine.begin() as connection:
+            restored_at = max(log_place.restored_at(connection), default=0)
+            if restored_at:
+                ids = {topic: f"{topic_id}@{restored_at}" for topic, topic_id in ids.items()}
             rows = connection.execute(
                 sa.text("SELECT topic, topic_id FROM topics WHERE topic = ANY(:topics) FOR UPDATE"),
                 {"topics": list(ids)},
@@ -80,7 +100,10 @@ class PostgresOutbox:
             news = [{"topic": topic, "topic_id": ids[topic]} for topic in ids if known.get(topic) != ids[topic]]
             if news:
                 connection.execute(sql.REMEMBER_TOPIC, news)
-        return frozenset(topic for topic in known if known[topic] != ids[topic])
+        # Another orchestrator may have been the first to look since: what this one has seen counts as well.
+        restored = self._restored_at not in (None, restored_at)
+        self._restored_at = restored_at
+        return frozenset(topic for topic in known if restored or known[topic] != ids[topic])
 
     def relayed_position(self, topic: str, topic_id: str) -> int | None:
         """The copy of the relay's cursor for this incarnation of the topic."""

@@ -20,7 +20,7 @@ def allowed_transitions() -> tuple[str, ...]:
     runs = tuple(
         f"{'' if source is State.NEW else source.value}/{event}/{dest.value}" for source, event, dest in arrows()
     )
-    return (*runs, "/champion_promoted/", "/command_refused/", "/message_dead_lettered/")
+    return (*runs, "/champion_promoted/", "/command_refused/", "/log_restored/", "/message_dead_lettered/")
 
 
 def _text(name: str, *, nullable: bool = False) -> sa.Column[str]:
@@ -58,6 +58,16 @@ events = sa.Table(
     sa.CheckConstraint("octet_length(payload::text) <= 524288", name="size"),
     sa.Index("events_champion_idx", "stream", "version", postgresql_where=sa.text("type = 'champion_promoted'")),
     comment="The log: append-only, one stream per run, command, dead letter or model name.",
+)
+
+log_places = sa.Table(
+    "log_places",
+    metadata,
+    sa.Column(
+        "place", sa.Text, primary_key=True, comment="cluster, timeline and table of events, as log_place() gives them"
+    ),
+    _time("since"),
+    comment="Where the log may grow: after a restore not before it was compared with Kafka.",
 )
 
 run_heads = sa.Table(

@@ -249,12 +249,16 @@ def test_a_log_from_before_what_was_published_goes_on_above_it(
         connection.execute(sa.text("DELETE FROM run_heads WHERE run_id = 'b'"))
         connection.execute(sa.text("SELECT setval(pg_get_serial_sequence('events', 'position'), 2)"))
     with _relaying(station):
-        positions = "SELECT last_value FROM events_position_seq"
-        station.wait(lambda: station.rows(positions)[0].last_value, lambda last: last == 4)
+        restored = "SELECT position, payload FROM events WHERE type = 'log_restored'"
+        found = station.wait(lambda: station.rows(restored))
+        assert [tuple(row) for row in found] == [(5, {"last_position": 2, "published_position": 4})]
         _append(station, life, "c")
-        messages = _published(station, header_of, 6)
-    assert [row.position for row in station.rows("SELECT position FROM events ORDER BY 1")] == [1, 2, 5, 6]
-    assert {message.key() for message in messages} == {b"a", b"b", b"c"}
+        messages = _published(station, header_of, 7)
+    with _relaying(station) as another:
+        another.wake.set()
+        assert len(_published(station, header_of, 7)) == 7
+    assert [row.position for row in station.rows("SELECT position FROM events ORDER BY 1")] == [1, 2, 5, 6, 7]
+    assert {message.key() for message in messages} == {b"a", b"b", b"c", b"log-restored"}
 
 
 def test_a_transaction_that_the_broker_refuses_is_begun_again(

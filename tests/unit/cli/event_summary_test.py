@@ -35,6 +35,7 @@ def _others(life: tuple[e.Event, ...]) -> tuple[e.Event, ...]:
         e.FeaturesIncomplete(service="s", field="rsi", range=None, words="no rows"),
         e.DeadlinePassed(request_id="q"),
         e.ArtifactsReleased(artifacts=(), why="superseded"),
+        e.LogRestored(last_position=2, published_position=4),
         e.CommandRefused(command_id="1", command_source="s", command_type="cancel_run", run_id="r", reason="no run"),
         e.MessageDeadLettered.model_validate(letter | {"bytes": ""}),
     )

@@ -56,6 +56,7 @@ def _all(life: Life, continued_life: ContinuedLife) -> tuple[e.Event, ...]:
         e.RunExtended(additional_timesteps=1, actor="", why=""),
         e.RejectionOverridden(actor="a", why="w"),
         e.ArtifactsReleased(artifacts=(Artifact(uri="runs:/r/f", sha256="a", size_bytes=1),), why="retention"),
+        e.LogRestored(last_position=2, published_position=4),
         e.CommandRefused(command_id="1", command_source="s", command_type="t", run_id=None, reason="no"),
         e.MessageDeadLettered(
             topic="t",

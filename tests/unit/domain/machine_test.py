@@ -16,7 +16,7 @@ from training_fsm.domain.states import ENDS, State
 
 Life = Callable[[str], tuple[e.Event, ...]]
 FAILURE = Failure(kind="worker_crashed", words="killed")
-STREAMS_OF_THEIR_OWN = {e.ChampionPromoted, e.CommandRefused, e.MessageDeadLettered}
+STREAMS_OF_THEIR_OWN = {e.ChampionPromoted, e.CommandRefused, e.LogRestored, e.MessageDeadLettered}
 
 
 def _after(events: tuple[e.Event, ...]) -> Run | None:
