@@ -115,7 +115,16 @@ draft 2020-12, one for each message's value. Topics stand here without the setti
 ## Commands, on `{requested}`
 A JSON object with `type`, its fields beside it: `{{"type": "cancel_run", "run_id": "…"}}`. As a CloudEvent in binary
 form the type may stand in the header `ce_type` instead; in structured form (`application/cloudevents+json`) the object
-is the event's `data`. The key is the run's id; a model's name, a command's id or `log-restored` where the event is no run's, and of a dead
+is the event's `data`. The key is the run's id; it or `run_id` may be absent, and both in `request_training`. A field
+that is not in the schema is refused. A schema cannot say all: rules on several fields, and whether a run can take the
+command now, are answered with `command_refused`. Integers are written without a fraction.
+
+| command | what it asks for |
+|---|---|
+{commands}
+
+## Events
+The key is the run's id; a model's name, a command's id or `log-restored` where the event is no run's, and of a dead
 letter the key it came with. Header `ce_id` is the same when a message is repeated, `ce_dataschemaversion` the version
 of `data`. Within a version fields and kinds may be added, so the schemas are open: ignore what you do not know. A
 number that JSON does not have is written as `"NaN"`, `"Infinity"` or `"-Infinity"`.
