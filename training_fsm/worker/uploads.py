@@ -49,6 +49,7 @@ class Uploads:
         self._news = news
         self._patience_s = patience_s
         self._given_up = threading.Event()
+        self._failed: Exception | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
 
     def __enter__(self) -> "Uploads":
@@ -79,8 +80,10 @@ class Uploads:
             self._later(lambda: self._tracking.log_metrics(self._tracking_run_id, metrics))
 
     def drain(self) -> None:
-        """Wait until all that was asked for is done or has failed."""
+        """Wait until all that was asked for is done. Raises what the first that failed has failed with."""
         self._pool.submit(lambda: None).result()
+        if self._failed is not None:
+            raise self._failed
 
     def _later(self, work: Callable[[], None]) -> None:
         def guarded() -> None:
@@ -95,6 +98,7 @@ class Uploads:
                     with attempt:
                         work()
             except Exception as error:  # noqa: BLE001  (the main loop decides what a failed upload means)
+                self._failed = self._failed or error
                 self._news.put(SideWorkFailed(error))
 
         self._pool.submit(guarded)
