@@ -4,6 +4,8 @@ Its output goes to the supervisor's log file, never into the pipes.
 """
 
 import ctypes
+import errno
+import faulthandler
 import os
 import queue
 import signal
@@ -32,8 +34,11 @@ if TYPE_CHECKING:
     from training_fsm.core.contest import Contender
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
+_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NAME = "training-child"
 """What `ps` calls it."""
+SHOW_TRACEBACK = signal.SIGUSR1
+"""Has the child print where it is, also from within native code."""
 
 
 class Replies:
@@ -225,10 +230,26 @@ def failure_of(error: Exception, order: p.Order) -> p.Failed:
         return p.Failed(failure=away, passing=True)
     failure = Failure(
         kind="evaluation_error" if isinstance(order, p.Evaluate | p.Package) else "training_error",
-        words=f"{type(error).__name__}: {error}",
+        words=f"{_cause(error)}{type(error).__name__}: {error}",
         detail=traceback.format_exc(limit=-12),
     )
-    return p.Failed(failure=failure, passing=isinstance(error, OSError | MemoryError))
+    # Memory and disk are the machine's: another one, or a later hour, may have more of them.
+    return p.Failed(failure=failure, passing=isinstance(error, OSError) or _wants_memory(error))
+
+
+def _cause(error: Exception) -> str:
+    if _wants_memory(error):
+        return "the training process ran out of memory: "
+    if isinstance(error, OSError) and error.errno in _DISK_FULL:
+        return "the worker's disk is full, or allows no file of this size: "
+    return ""
+
+
+def _wants_memory(error: Exception) -> bool:
+    """Whether an allocation failed; torch says so with a RuntimeError, on the CPU one without a class of its own."""
+    if isinstance(error, RuntimeError):
+        return any(words in str(error) for words in ("can't allocate memory", "out of memory"))
+    return isinstance(error, MemoryError)
 
 
 def _listen(pipe: "Connection[bytes, bytes]", orders: "queue.SimpleQueue[p.Order]", stop: threading.Event) -> None:
@@ -254,6 +275,9 @@ def _settle_in(log: Path) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
+    # Where it was when it crashed in native code, or, asked by its supervisor, where it hangs.
+    faulthandler.enable(all_threads=False)
+    faulthandler.register(SHOW_TRACEBACK, all_threads=False)
     if sys.platform == "linux":
         # The end of the orders' pipe is the net behind it.
         libc = ctypes.CDLL(None, use_errno=True)

@@ -9,6 +9,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from pathlib import Path
 from training_fsm.settings import Settings
 from training_fsm.worker import protocol as p
 
-LOG_LINES = 30
+LOG_LINES = 60
+_TRACEBACK_S = 0.5
 _FORKSERVER = multiprocessing.get_context("forkserver")
 _ENVIRONMENT = {
     # Threads that do not depend on the machine, and none that would be lost in a fork.
@@ -85,6 +87,15 @@ class ChildProcess:
         except BrokenPipeError:
             return
 
+    def standstill(self) -> str:
+        """Ask a silent child where it is; the end of what it printed."""
+        from training_fsm.worker.child import SHOW_TRACEBACK
+
+        if self.pid is not None and self._process.is_alive():
+            os.kill(self.pid, SHOW_TRACEBACK)
+            time.sleep(_TRACEBACK_S)
+        return self.last_lines()
+
     def kill(self) -> None:
         """End it at once, without news."""
         self._killed = True
@@ -100,9 +111,10 @@ class ChildProcess:
             self._news.put(ChildDied(self._process.exitcode or 0, self.last_lines()))
 
     def last_lines(self) -> str:
-        """The end of what it printed."""
+        """The end of what it printed, without a crash's list of everything that was loaded."""
         with self._log.open(encoding="utf-8", errors="replace") as lines:
-            return "".join(deque(lines, maxlen=LOG_LINES))
+            told = (line for line in lines if not line.startswith("Extension modules: "))
+            return "".join(deque(told, maxlen=LOG_LINES))
 
 
 def _messages(pipe: "Connection[bytes, bytes]") -> Iterator[bytes]:

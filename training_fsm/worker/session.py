@@ -146,7 +146,8 @@ class RunSession:
             except queue.Empty:
                 if child_owes and time.monotonic() - silent_since > self.settings.child_silence_s:
                     words = f"the training process said nothing for {self.settings.child_silence_s:g} s"
-                    raise WorkFailedError(Failure(kind="worker_crashed", words=words), passing=True) from None
+                    hung = Failure(kind="worker_crashed", words=words, detail=self.child.standstill() or None)
+                    raise WorkFailedError(hung, passing=True) from None
                 continue
             match item:
                 case Taken():
