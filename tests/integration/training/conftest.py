@@ -41,6 +41,7 @@ class Family:
     settings: Settings
     engine: sa.Engine
     logs: Path
+    preprocess: ManagedProcess
     workers: list[ManagedProcess] = field(default_factory=list)
     sequence: int = 0
 
@@ -191,7 +192,7 @@ def family(
         stack.callback(engine.dispose)
         computing = stack.enter_context(start_process("preprocess", preprocess, log=logs / "preprocess.log"))
         stack.enter_context(start_process("ingest", ingest, log=logs / "ingest.log"))
-        family = Family(settings, engine, logs)
+        family = Family(settings, engine, logs, computing)
         stack.callback(lambda: [worker.stop(grace_s=0.1) for worker in family.workers])
         family.ensure_workers(2)  # they warm up while the others start
         wait_until(lambda: "consuming" in computing.log.read_text(), computing, 60, "preprocess's stand-in")
