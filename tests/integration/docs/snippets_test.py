@@ -44,7 +44,7 @@ def test_python_snippet_sends_a_command(broker: Broker, topic_prefix: str, monke
     assert heard.command.run_id == "my-first-run"
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/operations.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/operations.md", "docs/failures.md"])
 def test_sql_runs(page: str, migrated_database_url: str) -> None:
     """Every statement that people are told runs on the newest schema."""
     url = make_url(migrated_database_url).set(drivername="postgresql").render_as_string(hide_password=False)
