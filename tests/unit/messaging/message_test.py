@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from training_fsm.domain.events import CommandRefused, MessageDeadLettered, RunFailed
+from training_fsm.domain.events import CommandRefused, LogRestored, MessageDeadLettered, RunFailed
 from training_fsm.domain.facts import Failure
 from training_fsm.domain.states import State
 from training_fsm.messaging.event_message import to_messages
@@ -101,6 +101,17 @@ def test_the_payload_travels_as_the_very_text_that_was_hashed() -> None:
     payload = '{"b": 1.50, "a":1,  "ü":"\\u00e4"}'
     [message] = to_messages(_stored("run-r", "run_claimed", payload), TOPICS)
     assert message.value.decode().endswith(f',"data":{payload}}}')
+
+
+def test_behind_a_restore_the_id_is_another_one() -> None:
+    """Stream and version come again with another event; a repeat of what went out before keeps its id."""
+    stored = _stored("run-r-1", "run_claimed", "{}")
+    [before], [behind] = to_messages(stored, TOPICS), to_messages(stored, TOPICS, restored_at=7)
+    assert dict(before.headers)["ce_id"] == "run-r-1/4"
+    assert dict(behind.headers)["ce_id"] == "run-r-1/4~7"
+    restored = LogRestored(last_position=2, published_position=6)
+    [message] = to_messages(_stored("log-restored", restored.type(), restored.model_dump_json()), TOPICS, 7)
+    assert (message.topic, message.key) == (TOPICS.events, b"log-restored")
 
 
 def test_a_refusal_goes_to_events_and_errors_under_the_command_s_id() -> None:
