@@ -1,6 +1,7 @@
 """A run's whole life as events, for whoever needs a log with something in it."""
 
 import json
+import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +30,11 @@ from training_fsm.domain.timeframe import TimeRange
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 LATER = datetime(2018, 4, 1, tzinfo=UTC)
+
+
+def pytest_configure() -> None:
+    """What a test runner says of its own terminal is not how wide our output may be."""
+    os.environ.pop("COLUMNS", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -85,7 +85,7 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
         case e.AttemptFailed(reason=reason, attempt=attempt, retry_at=retry_at):
             return {"failure": reason, "attempts_failed": attempt, "retry_at": retry_at, "worker": None}
         case e.RunFailed(reason=reason, failed_from=failed_from):
-            return {"failure": reason, "failed_from": failed_from, "worker": None}
+            return {"failure": reason, "failed_from": failed_from, "retry_at": None, "worker": None}
         case e.RunRetried():
             return {"failure": None, "failed_from": None, **progress}
         case e.ModelRejected() | e.RunCancelled():

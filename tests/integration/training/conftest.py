@@ -79,8 +79,9 @@ class Family:
         return next(worker for worker in self.workers if run.worker and run.worker.endswith(f"-{worker.pid}"))
 
     def kill(self, worker: ManagedProcess) -> None:
-        """End a worker as a crash would."""
-        os.kill(worker.pid, signal.SIGKILL)
+        """End a worker as a crash would; one that has ended already is no matter."""
+        if worker.alive():
+            os.kill(worker.pid, signal.SIGKILL)
         worker.popen.wait()
 
     def send(self, command: Command) -> None:
