@@ -4,7 +4,6 @@ import json
 import os
 from collections.abc import Callable
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -38,11 +37,16 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For runs in several processes: a folder's tests share their servers, and those that take longest come first."""
-    folders = {item: str(item.path.parent.relative_to(Path(__file__).parent)) for item in items}
-    for item, folder in folders.items():
-        item.add_marker(pytest.mark.xdist_group(folder))
-    items.sort(key=lambda item: folders[item] != "integration/training")
+    """Of two processes one trains, which takes longest and comes first there, and the other does all the rest.
+
+    The neighbours' topics are one for all on a broker: each process has servers of its own.
+    """
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return
+    trains = {item: item.path.parent.name == "training" for item in items}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("training" if trains[item] else "rest"))
+    items.sort(key=lambda item: not trains[item])
 
 
 @pytest.fixture

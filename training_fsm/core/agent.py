@@ -119,7 +119,11 @@ def set_weights(agent: PPO, weights: Mapping[str, torch.Tensor]) -> None:
     """Put a state_dict into the agent's policy. Raises ValueError with the first names that differ, and both shapes."""
     expected = {name: tuple(tensor.shape) for name, tensor in agent.policy.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-    names = [name for name in [*expected, *(found.keys() - expected.keys())] if expected.get(name) != found.get(name)]
+    names = [
+        name
+        for name in [*expected, *sorted(found.keys() - expected.keys())]
+        if expected.get(name) != found.get(name)
+    ]
     if names:
         shapes = [f"{name}: expected {expected.get(name)}, got {found.get(name)}" for name in names[:_NAMES_SHOWN]]
         more = [f"and {len(names) - _NAMES_SHOWN} more"] if len(names) > _NAMES_SHOWN else []

@@ -31,7 +31,8 @@ def _reading(station: "Station", handle: Handle) -> Iterator[None]:
 
     def handle_ours(batch: Sequence[Inbound]) -> None:
         # The neighbours' topics are everybody's on this broker: what other tests left there is not ours to count.
-        handle([item for item in batch if not isinstance(item, LetterReceived) or item.event.topic == topic])
+        if ours := [item for item in batch if isinstance(item, CommandReceived) or _topic(item) == topic]:
+            handle(ours)
 
     topic = station.topics.requested
     intake = Intake(consumer, topic, handle_ours, watch, lambda: None)
@@ -42,6 +43,10 @@ def _reading(station: "Station", handle: Handle) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _topic(item: Inbound) -> str | None:
+    return item.event.topic if isinstance(item, LetterReceived) else None
 
 
 def _group(station: "Station") -> str:

@@ -145,11 +145,11 @@ def test_an_ingest_that_cannot_be_reached_fails_the_run_at_its_deadline(
 ) -> None:
     """The failure names ingest and what happened last."""
     with station.orchestrator(ingest_url=f"http://127.0.0.1:{free_port()}/api/v1", features_deadline_s=1.5):
-        station.command("request_training", _request(request_fields, "alone"))
-        station.look_in_vain("alone")
-        history = station.ends_with("alone", "run_failed")
+        station.command("request_training", _request(request_fields, "unreached"))
+        station.look_in_vain("unreached")
+        history = station.ends_with("unreached", "run_failed")
     assert history.count("attempt_failed") >= 2
-    [failed] = station.payloads("alone", "run_failed")
+    [failed] = station.payloads("unreached", "run_failed")
     assert (failed["reason"]["kind"], failed["reason"]["service"]) == ("ingest_unavailable", "ingest")
     assert "ConnectError" in failed["reason"]["detail"]
     assert failed["failed_from"] == "AWAITING_FEATURES"

@@ -334,7 +334,10 @@ def test_the_registered_models_are_one_caller_s_at_a_time_and_hold_no_transactio
         with log.begin() as unit:
             unit.promote(promotion(version), version - 1, CAUSE)
     idle = "FROM pg_stat_activity WHERE datname = current_database() AND state LIKE 'idle in %'"
-    locks = f"FROM pg_locks WHERE locktype = 'advisory' AND objid = {ALIASES_LOCK}"
+    locks = (
+        "FROM pg_locks JOIN pg_database ON pg_database.oid = database AND datname = current_database() "
+        f"WHERE locktype = 'advisory' AND objid = {ALIASES_LOCK}"
+    )
 
     def count(what: str) -> int:
         with engine.connect() as connection:
