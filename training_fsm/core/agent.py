@@ -120,9 +120,7 @@ def set_weights(agent: PPO, weights: Mapping[str, torch.Tensor]) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in agent.policy.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     names = [
-        name
-        for name in [*expected, *sorted(found.keys() - expected.keys())]
-        if expected.get(name) != found.get(name)
+        name for name in [*expected, *sorted(found.keys() - expected.keys())] if expected.get(name) != found.get(name)
     ]
     if names:
         shapes = [f"{name}: expected {expected.get(name)}, got {found.get(name)}" for name in names[:_NAMES_SHOWN]]
