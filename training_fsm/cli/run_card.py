@@ -17,6 +17,7 @@ from training_fsm.domain.continuation import changes_between, inheritance
 from training_fsm.domain.facts import Contest, PartBounds, Verdict
 from training_fsm.domain.lineage import Parent
 from training_fsm.domain.run import Run
+from training_fsm.domain.states import State
 
 
 def card_lines(run: Run, lease: str | None) -> Iterator[tuple[str, str]]:
@@ -35,7 +36,9 @@ def card_lines(run: Run, lease: str | None) -> Iterator[tuple[str, str]]:
     if run.registered is not None:
         yield "registered", f"{run.registered.name} version {run.registered.version}, digest {run.registered.digest}"
     if run.failure is not None:
-        tried = f", {run.attempts_failed} in a row" if run.attempts_failed else ""
+        before = f"; {run.attempts_failed} attempts before it failed too"
+        again = f"; attempt {run.attempts_failed} in a row"
+        tried = (before if run.state is State.FAILED else again) if run.attempts_failed else ""
         yield "failure", failure(run.failure) + tried
         if run.failed_from is not None:
             yield "failed from", run.failed_from.value
