@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from training_fsm.cli.context import AsJson, Home, opened_log, settings_of
+from training_fsm.cli.context import AsJson, Home, opened_database, settings_of
 from training_fsm.cli.errors import BadInput, NotSo
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def list_models(
     from training_fsm.cli.output import print_json_list
     from training_fsm.store.model_reads import PostgresModelReads
 
-    with opened_log(settings_of(ctx, home)) as log:
-        models = PostgresModelReads(log)
+    with opened_database(settings_of(ctx, home)) as engine:
+        models = PostgresModelReads(engine)
         versions = models.versions(name, limit)
         if name is not None and not versions:
             raise _unknown(models, name)
@@ -60,8 +60,8 @@ def show(ctx: typer.Context, model: ModelName, as_json: AsJson = False, home: Ho
     from training_fsm.cli.output import print_json
     from training_fsm.store.model_reads import PostgresModelReads
 
-    with opened_log(settings_of(ctx, home)) as log:
-        models = PostgresModelReads(log)
+    with opened_database(settings_of(ctx, home)) as engine:
+        models = PostgresModelReads(engine)
         ref = _found(models, model)
         relatives = models.relatives(ref.name, ref.version)
         run = models.run(ref)
@@ -89,8 +89,8 @@ def lineage(
     from training_fsm.store.model_reads import PostgresModelReads
 
     named = _parsed(model)
-    with opened_log(settings_of(ctx, home)) as log:
-        models = PostgresModelReads(log)
+    with opened_database(settings_of(ctx, home)) as engine:
+        models = PostgresModelReads(engine)
         ref = None if named.alias is None and named.version is None else _found(models, model)
         relatives = models.relatives(named.name, None if ref is None else ref.version)
         if not relatives:
@@ -112,8 +112,8 @@ def compare(ctx: typer.Context, a: ModelName, b: ModelName, as_json: AsJson = Fa
     from training_fsm.service.model_comparison import compare as compared
     from training_fsm.store.model_reads import PostgresModelReads
 
-    with opened_log(settings_of(ctx, home)) as log:
-        models = PostgresModelReads(log)
+    with opened_database(settings_of(ctx, home)) as engine:
+        models = PostgresModelReads(engine)
         refs = _found(models, a), _found(models, b)
         runs = [models.run(ref) for ref in refs]
         relatives = [relative for ref in refs for relative in models.relatives(ref.name, ref.version)]

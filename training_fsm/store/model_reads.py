@@ -9,7 +9,6 @@ from training_fsm.domain.model import Model
 from training_fsm.domain.run import Run
 from training_fsm.domain.timeframe import UtcTime
 from training_fsm.store.errors import domain_errors
-from training_fsm.store.reads import PostgresReads
 
 # The folded runs are long: what finds a version is taken out of each once, all else only out of those found.
 _KNOWN = """
@@ -125,8 +124,8 @@ class VersionNumbers(Model):
 class PostgresModelReads:
     """What people ask about models; every method raises OutsideUnavailable where Postgres does not answer."""
 
-    def __init__(self, reads: PostgresReads) -> None:
-        self._engine = reads._engine
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
 
     def versions(self, name: str | None, limit: int) -> Sequence[ModelVersion]:
         """Versions of a name, or of all, the newest first."""

@@ -10,7 +10,6 @@ from training_fsm.ports import Cause
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import PostgresEventLog
 from training_fsm.store.model_reads import PostgresModelReads, VersionNumbers
-from training_fsm.store.reads import PostgresReads
 
 CAUSE = Cause("worker-1", "work", "r")
 
@@ -54,7 +53,7 @@ def register(engine: sa.Engine, life: Callable[[str], Life], continued_life: Cal
 @pytest.fixture
 def reads(engine: sa.Engine) -> PostgresModelReads:
     """What is tested."""
-    return PostgresModelReads(PostgresReads(engine))
+    return PostgresModelReads(engine)
 
 
 def test_a_version_is_read_with_its_line_its_data_and_its_worth(
@@ -157,4 +156,4 @@ def test_an_absent_postgres_is_said_so() -> None:
     """Nobody listens there: the error names the service."""
     engine = make_engine("postgresql+psycopg://nobody@127.0.0.1:1/none", application_name="test")
     with pytest.raises(OutsideUnavailable, match="postgres"):
-        PostgresModelReads(PostgresReads(engine)).versions(None, 1)
+        PostgresModelReads(engine).versions(None, 1)
