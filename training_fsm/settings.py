@@ -93,6 +93,8 @@ class Settings(BaseSettings):
     """Between two heartbeats; a third of the lease at most."""
     outage_patience_s: float = Field(default=600, gt=0)
     """How long a worker goes on trying to store a checkpoint or an event while MLflow or Postgres is away."""
+    reconcile_every_s: float = Field(default=30, gt=0)
+    """How often a worker without work compares aliases and tracking runs in MLflow with the log."""
     child_silence_s: float = Field(default=900, gt=0)
     """A training child that says nothing for so long is hung, and killed; an update says nothing until it is done."""
 

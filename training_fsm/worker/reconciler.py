@@ -10,9 +10,6 @@ from training_fsm.worker.session import Outside
 
 log = structlog.get_logger()
 
-EVERY_S = 30.0
-"""Between two comparisons while there is nothing else to do."""
-
 TRACKING_STATUS = {
     State.REGISTERED: "FINISHED",
     State.REJECTED: "FINISHED",
@@ -25,8 +22,9 @@ TRACKING_STATUS = {
 class Reconciler:
     """Moves aliases to the versions that the log names, and ends tracking runs whose runs have ended."""
 
-    def __init__(self, outside: Outside) -> None:
+    def __init__(self, outside: Outside, every_s: float) -> None:
         self._outside = outside
+        self._every_s = every_s
         self._due_at = 0.0
 
     def run_if_due(self) -> None:
@@ -36,7 +34,7 @@ class Reconciler:
 
     def run(self) -> None:
         """Compare and mend; one worker at a time does, and an outage only puts it off."""
-        self._due_at = time.monotonic() + EVERY_S
+        self._due_at = time.monotonic() + self._every_s
         try:
             with self._outside.log.aliases() as aliases:
                 if not aliases:

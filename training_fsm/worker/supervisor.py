@@ -87,7 +87,7 @@ class Supervisor:
         self._status = status
         self._worker = status.worker
         self._log_file = settings.spool / f"child-{status.worker}.log"
-        self._reconciler = Reconciler(outside)
+        self._reconciler = Reconciler(outside, settings.reconcile_every_s)
 
     def serve(self, stop: threading.Event, *, once: bool) -> int:
         """Claim and work until told to stop, or, with `once`, for one run."""

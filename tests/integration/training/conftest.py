@@ -43,6 +43,8 @@ class Family:
     logs: Path
     preprocess: ManagedProcess
     workers: list[ManagedProcess] = field(default_factory=list)
+    passing: list[ManagedProcess] = field(default_factory=list)
+    """Workers of one run, which end by themselves."""
     sequence: int = 0
 
     @property
@@ -65,7 +67,7 @@ class Family:
         ]
         env = os.environ | {"TRAINING_FSM_WORKER_NAME": name} | environment
         worker = start_process(name, command, log=self.logs / f"{name}.log", env=env)
-        self.workers.append(worker)
+        (self.passing if "--once" in arguments else self.workers).append(worker)
         return worker
 
     def ensure_workers(self, number: int) -> None:
@@ -112,7 +114,8 @@ class Family:
                 return run
             time.sleep(0.02)
         state = None if run is None else (run.state, run.failure)
-        tails = "\n".join(f"{w.popen.poll()} {w.log} {w.log.read_text()[-1500:]}" for w in self.workers)
+        workers = (*self.workers, *self.passing)
+        tails = "\n".join(f"{w.popen.poll()} {w.log} {w.log.read_text()[-1500:]}" for w in workers)
         raise AssertionError(f"run {run_id} stands at {state} after {timeout_s} s\n{tails}")
 
     def history(self, run_id: str) -> list[LoggedEvent]:
@@ -179,6 +182,7 @@ def family(
         "mlflow_tracking_uri": mlflow_server.url,
         "lease_s": LEASE_S,
         "heartbeat_s": 0.5,
+        "reconcile_every_s": 5,
         "features_deadline_s": 30,
     }
     (home / "services.json").write_text(json.dumps(facts))
@@ -194,7 +198,7 @@ def family(
         computing = stack.enter_context(start_process("preprocess", preprocess, log=logs / "preprocess.log"))
         stack.enter_context(start_process("ingest", ingest, log=logs / "ingest.log"))
         family = Family(settings, engine, logs, computing)
-        stack.callback(lambda: [worker.stop(grace_s=0.1) for worker in family.workers])
+        stack.callback(lambda: [worker.stop(grace_s=0.1) for worker in (*family.workers, *family.passing)])
         family.ensure_workers(2)  # they warm up while the others start
         wait_until(lambda: "consuming" in computing.log.read_text(), computing, 60, "preprocess's stand-in")
         serving = stack.enter_context(start_process("orchestrator", orchestrator, log=logs / "orchestrator.log"))
