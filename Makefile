@@ -2,8 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
-# One process trains with the whole family of servers, the other does all the rest.
-PARALLEL := -n 2 --dist loadgroup --no-loadscope-reorder
+# One process trains with the whole family of servers, the other does all the rest: tests/conftest.py.
+PARALLEL := -n 2 --no-loadscope-reorder
 STAMP := $(VENV)/.installed
 
 .PHONY: demo test check bench docs venv clean

@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 import sqlalchemy as sa
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 from training_fsm.domain import events as e
 from training_fsm.domain.continuation import inheritance, resolve
@@ -36,17 +38,24 @@ def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of two processes one trains, which takes longest and comes first there, and the other does all the rest.
+class _Scheduling(LoadScopeScheduling):
+    """Of two processes one trains, the other does what else needs servers; both share the rest, file by file.
 
     The neighbours' topics are one for all on a broker: each process has servers of its own.
     """
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return
-    trains = {item: item.path.parent.name == "training" for item in items}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("training" if trains[item] else "rest"))
-    items.sort(key=lambda item: not trains[item])
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        _, of_integration, rest = file.partition("integration/")
+        if not of_integration:
+            return file
+        return "training" if rest.startswith("training/") else "servers"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadScopeScheduling:
+    """What `pytest -n 2` does instead of spreading tests one by one."""
+    return _Scheduling(config, log)
 
 
 @pytest.fixture

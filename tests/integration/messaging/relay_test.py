@@ -327,6 +327,13 @@ def test_the_cursor_is_committed_again_before_kafka_forgets_it(
     assert _cursor(station) == 2
 
 
+SLOWLY = """
+CREATE FUNCTION slowly() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.3); RETURN NEW; END';
+CREATE TRIGGER slowly BEFORE UPDATE ON topics FOR EACH ROW EXECUTE FUNCTION slowly();
+"""
+"""All 2,000 would be out before a reader on a busy machine has seen the first: a pause after each batch."""
+
+
 def _killed_and_followed(station: "Station", life: Life, header_of: HeaderOf, tmp_path: Path) -> list[Message]:
     """2,000 events, an orchestrator killed with SIGKILL while it publishes them, and another one."""
     log = PostgresEventLog(station.engine)
@@ -336,6 +343,7 @@ def _killed_and_followed(station: "Station", life: Life, header_of: HeaderOf, tm
                 unit.append(f"r-{batch}-{number}", life("r")[:2], CAUSE)
     with station.engine.begin() as connection:  # nothing is due: the log gets no more events than these
         connection.execute(sa.text("UPDATE run_heads SET due_at = clock_timestamp() + interval '1 day'"))
+        connection.execute(sa.text(SLOWLY))
     names = ("database_url", "bootstrap_servers", "topic_prefix", "ingest_url")
     env = {**os.environ, **{f"TRAINING_FSM_{name.upper()}": getattr(station.settings, name) for name in names}}
     env["TRAINING_FSM_TOPIC_PARTITIONS"] = str(station.settings.topic_partitions)
@@ -348,6 +356,8 @@ def _killed_and_followed(station: "Station", life: Life, header_of: HeaderOf, tm
     assert first.popen.returncode == -signal.SIGKILL
     copy = station.rows("SELECT relayed_position FROM topics WHERE topic = :topic", topic=station.topics.events)
     assert copy[0].relayed_position < 2000, "killed too late to show anything"
+    with station.engine.begin() as connection:
+        connection.execute(sa.text("DROP FUNCTION slowly CASCADE"))
     with start_process("orchestrator", ORCHESTRATOR, log=tmp_path / "second.log", env=env):
         return _published(station, header_of, 2000, timeout_s=90)
 
