@@ -36,9 +36,8 @@ def card_lines(run: Run, lease: str | None) -> Iterator[tuple[str, str]]:
     if run.registered is not None:
         yield "registered", f"{run.registered.name} version {run.registered.version}, digest {run.registered.digest}"
     if run.failure is not None:
-        before = f"; {run.attempts_failed} attempts before it failed too"
-        again = f"; attempt {run.attempts_failed} in a row"
-        tried = (before if run.state is State.FAILED else again) if run.attempts_failed else ""
+        which = "before it" if run.state is State.FAILED else "in a row"
+        tried = f"; failed attempts {which}: {run.attempts_failed}" if run.attempts_failed else ""
         yield "failure", failure(run.failure) + tried
         if run.failed_from is not None:
             yield "failed from", run.failed_from.value

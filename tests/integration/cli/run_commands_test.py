@@ -233,9 +233,14 @@ def test_show_names_what_failed(engine: sa.Engine, live: Live, cli: Cli) -> None
         range="2017",
         detail="last lines",
     )
+    tried = e.AttemptFailed(reason=reason, attempt=1, retry_at=datetime.now(UTC))
     failed = e.RunFailed(reason=reason, failed_from=State.TRAINING)
-    PostgresEventLog(engine).append_fenced(Lease("r", 1, "worker-1"), [failed], Cause("worker-1", "1", "1"))
+    lease, cause = Lease("r", 1, "worker-1"), Cause("worker-1", "1", "1")
+    PostgresEventLog(engine).append_fenced(lease, [tried], cause)
+    assert "failed attempts in a row: 1" in cli("run", "show", "r").stdout
+    PostgresEventLog(engine).append_fenced(lease, [failed], cause)
     card = cli("run", "show", "r").stdout
+    assert "failed attempts before it: 1" in card
     assert "features_missing: no rows�[2J [service observation_space_EURUSD_4h, field rsi, range 2017]" in card
     assert "last lines" in card
     assert "\x1b" not in card
