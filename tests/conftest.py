@@ -38,18 +38,27 @@ def pytest_configure() -> None:
     os.environ.pop("COLUMNS", None)
 
 
-class _Scheduling(LoadScopeScheduling):
-    """Of two processes one trains, the other does what else needs servers; both share the rest, file by file.
+TRAINING = "tests/integration/training/"
+NEIGHBOURS = (TRAINING, "tests/integration/messaging/", "tests/integration/local/")
+"""Folders whose tests speak on the neighbours' topics, which are one for all on a broker."""
 
-    The neighbours' topics are one for all on a broker: each process has servers of its own.
+
+class _Scheduling(LoadScopeScheduling):
+    """Of two processes, each with servers of its own, one trains and the other talks to neighbours.
+
+    Both share what is left, file by file.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        _, of_integration, rest = file.partition("integration/")
-        if not of_integration:
-            return file
-        return "training" if rest.startswith("training/") else "servers"
+        if nodeid.startswith(TRAINING):
+            return TRAINING
+        return "neighbours" if nodeid.startswith(NEIGHBOURS) else nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is not shared comes first when processes share the tests, and what takes longest is first of it."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: (not item.nodeid.startswith(TRAINING), not item.nodeid.startswith(NEIGHBOURS)))
 
 
 @pytest.hookimpl(optionalhook=True)

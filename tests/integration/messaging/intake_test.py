@@ -28,14 +28,7 @@ def _reading(station: "Station", handle: Handle) -> Iterator[None]:
     stop = threading.Event()
     watch = TopicWatch(make_admin(station.settings), PostgresOutbox(station.engine), (station.topics.requested,))
     consumer = make_consumer(station.settings, _group(station))
-
-    def handle_ours(batch: Sequence[Inbound]) -> None:
-        # The neighbours' topics are everybody's on this broker: what other tests left there is not ours to count.
-        if ours := [item for item in batch if isinstance(item, CommandReceived) or _topic(item) == topic]:
-            handle(ours)
-
-    topic = station.topics.requested
-    intake = Intake(consumer, topic, handle_ours, watch, lambda: None)
+    intake = Intake(consumer, station.topics.requested, handle, watch, lambda: None)
     thread = threading.Thread(target=intake.run, args=(stop,))
     thread.start()
     try:
@@ -45,12 +38,8 @@ def _reading(station: "Station", handle: Handle) -> Iterator[None]:
         thread.join()
 
 
-def _topic(item: Inbound) -> str | None:
-    return item.event.topic if isinstance(item, LetterReceived) else None
-
-
 def _group(station: "Station") -> str:
-    return f"{station.settings.topic_prefix}intake"
+    return f"{station.settings.topic_prefix}training-fsm-orchestrator"
 
 
 def _committed(station: "Station") -> int:
