@@ -43,7 +43,11 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
             return {"features_ready": event, **progress}
         case e.DeadlinePassed():
             assert run.features is not None, "only a question has a deadline"
-            return {"features": run.features.model_copy(update={"overdue": True}), "retry_at": None}
+            # How often ingest was asked in vain says nothing of the look that follows; why stays said.
+            overdue = run.features.model_copy(update={"overdue": True})
+            return {"features": overdue, "attempts_failed": 0, "retry_at": None}
+        case e.FeaturesIncomplete():
+            return {"pause": None}
         case e.RunClaimed(token=token, worker=worker):
             # Its last holder neither recorded an end nor a failure: it died, and perhaps of this run.
             died = run.worker is not None
@@ -73,8 +77,7 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
         case e.RejectionOverridden():
             return {"overridden": event, **progress}
         case e.ArtifactsReleased(artifacts=artifacts):
-            needed = {checkpoint.artifact.uri for checkpoint in run.checkpoints[-1:]}
-            needed |= {run.data.artifact.uri} if run.data is not None else set()
+            needed = _needed(run)
             return {"files_released": run.files_released or any(artifact.uri in needed for artifact in artifacts)}
         case e.EvaluationFinished():
             return {"evaluation": event, **progress}
@@ -85,10 +88,20 @@ def _changes(run: Run, event: e.Event) -> dict[str, object]:
         case e.AttemptFailed(reason=reason, attempt=attempt, retry_at=retry_at):
             return {"failure": reason, "attempts_failed": attempt, "retry_at": retry_at, "worker": None}
         case e.RunFailed(reason=reason, failed_from=failed_from):
-            return {"failure": reason, "failed_from": failed_from, "retry_at": None, "worker": None}
+            return {"failure": reason, "failed_from": failed_from, "retry_at": None, "worker": None, "pause": None}
         case e.RunRetried():
             return {"failure": None, "failed_from": None, **progress}
         case e.ModelRejected() | e.RunCancelled():
-            return {"worker": None}
+            return {"worker": None, "pause": None}
         case _:
             return {}
+
+
+def _needed(run: Run) -> set[str]:
+    """Where the files lie without which the run cannot go on."""
+    needed = {checkpoint.artifact.uri for checkpoint in run.checkpoints[-1:]}
+    if run.data is not None:
+        needed.add(run.data.artifact.uri)
+    if not needed and run.parent is not None:
+        needed.add(run.parent.checkpoint.uri)
+    return needed

@@ -83,6 +83,8 @@ def destination(run: Run | None, event: e.Event) -> State:
         raise TransitionRefused(f"{event.type()} after {event.steps} steps: the run goes on to {run.last_step}")
     if not dests:
         raise TransitionRefused(f"{event.type()} does not fit a run in {source.value}")
+    if isinstance(event, e.RunFailed) and event.failed_from is not source:
+        raise TransitionRefused(f"{event.type()} in {event.failed_from.value}: the run is in {source.value} by now")
     if isinstance(event, e.RunPaused) and run is not None and run.pause is None:
         raise TransitionRefused(f"{event.type()}: nobody wants the run to pause any more")
     return dests[0]

@@ -259,7 +259,10 @@ def test_retry_goes_back_to_where_the_run_failed(state: State, histories: dict[S
 def test_retry_where_no_way_leads_back_is_refused(histories: dict[State, tuple[e.Event, ...]]) -> None:
     """Old history may have failed in a state that the machine does not lead back to."""
     failure = e.RunFailed(reason=AWAY, failed_from=State.REJECTED)
-    Given((*histories[State.REQUESTED], failure)).when(RETRY).refused("no way back to REJECTED")
+    run = evolve(given(*histories[State.REQUESTED]).run, RUN_ID, failure, State.FAILED)
+    refusal = decide(run, RETRY, NOON, POLICY)
+    assert isinstance(refusal, Refusal)
+    assert "no way back to REJECTED" in refusal.reason
 
 
 def test_a_retry_before_anything_was_asked_asks_ingest(histories: dict[State, tuple[e.Event, ...]]) -> None:
@@ -351,6 +354,44 @@ def test_a_pause_is_a_wish_until_the_worker_stands_at_a_checkpoint(
     assert (paused.state, paused.pause, paused.worker, paused.claimable) == (State.PAUSED, None, None, False)
     resumed = given(*histories[State.PAUSED], e.RunResumed(actor="a", why="w")).run
     assert (resumed.state, resumed.claimable, resumed.attempts_failed) == (State.TRAINING, True, 0)
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        e.RunCancelled(actor="a", why="w"),
+        e.RunFailed(reason=AWAY, failed_from=State.TRAINING),
+        e.FeaturesIncomplete(service="s", field="f", range=None, words="w"),
+    ],
+    ids=lambda event: event.type(),
+)
+def test_a_pause_that_is_wanted_is_over_with_the_training(
+    end: e.Event, histories: dict[State, tuple[e.Event, ...]]
+) -> None:
+    """There is nothing to take back, and a retry trains instead of pausing at once."""
+    after = Given((*histories[State.TRAINING], WANTED, end))
+    assert after.run.pause is None
+    after.when(RESUME).refused("expected PAUSED")
+
+
+def test_a_failure_that_was_decided_in_another_state_is_none(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """The last look found nothing, and the completion came while it looked: the run trains."""
+    passed = Given((*histories[State.AWAITING_FEATURES], e.DeadlinePassed(request_id=FIRST)))
+    [failure] = last_look(passed.run, "service", (PART,))
+    training = passed.when(COMPLETED)
+    assert isinstance(training.outcome, tuple)
+    with pytest.raises(TransitionRefused, match="run is in TRAINING by now"):
+        fold((*training.given, *training.outcome, failure))
+
+
+def test_asking_in_vain_does_not_count_against_the_last_look(histories: dict[State, tuple[e.Event, ...]]) -> None:
+    """An outage of ingest until the deadline leaves the look all of its own attempts."""
+    run = given(*histories[State.AWAITING_FEATURES]).run
+    for _ in range(POLICY.attempts_max + 2):
+        (tried,) = failed(run, AWAY, passing=True, now=NOON, policy=POLICY, jitter=0.0)
+        run = evolve(run, RUN_ID, tried, destination(run, tried))
+    run = evolve(run, RUN_ID, e.DeadlinePassed(request_id=FIRST), run.state)
+    assert (run.looks_up, run.attempts_failed, run.failure) == (True, 0, AWAY)
 
 
 def test_more_steps_are_counted_in_whole_rollouts_with_those_of_the_request(
@@ -468,6 +509,16 @@ def test_a_command_without_a_decision_is_a_fault_of_ours(histories: dict[State, 
 
 ContinuedLife = Callable[[str, bool], tuple[e.Event, ...]]
 EARLIER = TimeRange(start="2016-06-01T00:00:00Z", end="2017-01-01T00:00:00Z")
+
+
+def test_a_released_parent_revives_nothing_that_has_not_begun(continued_life: ContinuedLife) -> None:
+    """The copy of a plain zip that a run was to continue belongs to the run alone."""
+    before = continued_life(RUN_ID, False)[:3]
+    failure = e.RunFailed(reason=AWAY, failed_from=State.AWAITING_FEATURES)
+    parent = given(*before).run.parent
+    assert parent is not None
+    released = e.ArtifactsReleased(artifacts=(parent.checkpoint,), why="retention")
+    given(*before, failure, released).when(RETRY).refused("files were released")
 
 
 def test_a_request_to_continue_waits_for_a_worker(continued_life: ContinuedLife) -> None:

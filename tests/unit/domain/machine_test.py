@@ -72,6 +72,7 @@ def test_every_event_in_every_state_leads_where_the_table_says_or_is_refused(
     """The compiled table, asked for every pair, is the one that is written down."""
     assert event_of.keys() == set(e.EVENT_TYPES.values()) - STREAMS_OF_THEIR_OWN
     run = _run_in(state, life)
+    event_of[e.RunFailed] = e.RunFailed(reason=FAILURE, failed_from=state)
     for kind, event in event_of.items():
         dests = [to or state for row, sources, to in ROWS if row is kind and state in sources]
         if not dests:
