@@ -18,6 +18,7 @@ from feast.infra.offline_stores.offline_store import OfflineStore
 from feast.infra.offline_stores.offline_utils import get_offline_store_from_config
 from feast.infra.registry.base_registry import BaseRegistry
 from feast.infra.registry.sql import FeastRegistrySchemaError, SqlRegistry
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from sqlalchemy.exc import SQLAlchemyError
 
 from training_fsm.client.day_files import read_day_files
@@ -218,7 +219,8 @@ class FeastClient:
 def _reaching_feast() -> Iterator[None]:
     try:
         yield
-    except (FeastError, FeastRegistrySchemaError, SQLAlchemyError, OSError, pa.ArrowException) as error:
+    # A registry that is a file is written in place: who reads meanwhile may find half of it.
+    except (FeastError, FeastRegistrySchemaError, DecodeError, SQLAlchemyError, OSError, pa.ArrowException) as error:
         raise OutsideUnavailable("feast", f"{type(error).__name__}: {error}") from error
 
 

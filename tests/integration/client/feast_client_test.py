@@ -520,6 +520,22 @@ def test_damaged_file_is_no_lack_of_features(client: FeastClient, repository: Re
         client.read(asked(), configuration("broken"))
 
 
+def test_a_registry_that_is_being_written_is_unavailable(repository: Repository, tmp_path: Path) -> None:
+    """Feast writes its registry file in place: half of it is no lack of features."""
+    path = tmp_path / "registry.pb"
+    registry = repository.store.registry
+    views = [registry.get_feature_view(f"{stem}_EURUSD_4h", PROJECT) for stem in (RSI, "close_price")]
+    Repository(repository.folder, opened(str(path))).serve("torn", views)
+    whole = path.read_bytes()
+    with FeastClient(FeastSettings(registry=str(path))) as reader:
+        path.write_bytes(whole[: len(whole) // 2])
+        for ask in (reader.warm_up, lambda: reader.read(asked(), configuration("torn"))):
+            with pytest.raises(OutsideUnavailable, match="feast: DecodeError"):
+                ask()
+        path.write_bytes(whole)
+        assert len(reader.read(asked(), configuration("torn")).frame)
+
+
 @pytest.mark.parametrize("present", [False, True], ids=["no folder", "no tables"])
 def test_registry_that_is_not_there_is_unavailable(tmp_path: Path, present: bool) -> None:
     """Before preprocess has made its registry the store is unavailable, and we make no tables in its place."""
