@@ -11,13 +11,35 @@ from typing import TYPE_CHECKING
 import pytest
 
 from training_fsm.domain.decide import feature_request_id
+from training_fsm.domain.events import RunFailed
+from training_fsm.domain.facts import Failure
+from training_fsm.domain.states import State
 from training_fsm.local.process import free_port, start_process
+from training_fsm.ports import Cause
+from training_fsm.store.event_log import PostgresEventLog
 
 if TYPE_CHECKING:
     from conftest import Station
 
 STRUCTURED = {"content-type": "application/cloudevents+json"}
 ERRORS = "error.preprocess-data"
+
+FAILED = (
+    "preprocessing_error",
+    {
+        "error_message": "no market data",
+        "error_details": {"timeframe": "4h"},
+        "failed_step": "feature_warmup",
+        "target_timeframes": ["4h"],
+        "base_timeframe": "1h",
+        "start_time": "2017-01-01T00:00:00+00:00",
+        "end_time": "2018-01-01T00:00:00+00:00",
+    },
+)
+INVALID = (
+    "feature_validation_error",
+    {"invalid_features": ["rsj"], "validation_errors": {"rsj": "unknown feature"}, "total_features_requested": 2},
+)
 
 
 def _request(fields: dict[str, object], run_id: str, symbol: str = "EURUSD") -> dict[str, object]:
@@ -230,27 +252,74 @@ def test_what_ingest_says_after_preprocess_has_answered_changes_nothing(
     assert served.history(run_id) == history == ["run_requested", "features_requested", "features_ready"]
 
 
+@pytest.mark.parametrize(
+    ("run_id", "errors", "words", "detail"),
+    [
+        ("broken", (FAILED, INVALID), "no market data", "failed_step: feature_warmup\ntimeframe: 4h"),
+        ("misspelt", (INVALID, FAILED), "invalid features: ['rsj']", "rsj: unknown feature"),
+    ],
+)
 def test_an_error_of_preprocess_fails_the_run_in_its_words(
+    run_id: str,
+    errors: tuple[tuple[str, dict[str, object]], ...],
+    words: str,
+    detail: str,
+    served: "Station",
+    request_fields: dict[str, object],
+    header_of,
+) -> None:
+    """What else comes for the same request changes nothing; a retry asks again under a new id."""
+    served.command("request_training", _request(request_fields, run_id))
+    served.ends_with(run_id, "feature_request_answered")
+    about = {"request_id": served.request_id(run_id), "symbol": "EURUSD", "processing_context": "training"}
+    about["timestamp"] = "2026-11-24T12:00:00"
+    for event_type, body in (*errors, *errors):
+        served.send(ERRORS, about | body, {"event_type": event_type}, key=str(about["request_id"]))
+    served.flush()
+    failed_at = len(served.ends_with(run_id, "run_failed"))
+    [failed] = served.payloads(run_id, "run_failed")
+    assert failed["failed_from"] == "AWAITING_FEATURES"
+    reason = {name: text for name, text in failed["reason"].items() if text is not None}
+    assert reason == {
+        "kind": "preprocess_failed",
+        "words": words,
+        "service": "preprocess",
+        "field": errors[0][0],
+        "detail": detail,
+    }
+    served.command("retry_run", {"run_id": run_id, "actor": "ann", "why": "data is there"})
+    served.ends_with(run_id, "feature_request_answered")
+    assert served.request_id(run_id) == feature_request_id(run_id, 2)
+    with served.reader(served.topics.error) as reader:
+        reader.until(lambda found: any(message.key() == run_id.encode() for message in found))
+        told = [message for message in reader.more(0.5) if message.key() == run_id.encode()]
+    assert [header_of(message, "ce_id") for message in told] == [f"run-{run_id}/{failed_at}"]
+    assert json.loads(told[0].value())["data"] == failed
+
+
+def test_not_all_on_the_error_topic_of_preprocess_is_a_failure(
     served: "Station", request_fields: dict[str, object]
 ) -> None:
-    """A second error for the same request changes nothing; a retry asks again under a new id."""
-    served.command("request_training", _request(request_fields, "broken"))
-    served.ends_with("broken", "feature_request_answered")
-    body = {
-        "request_id": served.request_id("broken"),
-        "error_message": "no market data",
-        "failed_step": "feature_warmup",
+    """A resampling error names no request, so that the run waits; a completion that ended there is one."""
+    served.command("request_training", _request(request_fields, "detour"))
+    history = served.ends_with("detour", "feature_request_answered")
+    resampling = {
+        "symbol": "EURUSD",
+        "base_timeframe": "1h",
+        "target_timeframes": ["4h"],
+        "error_message": "no bars",
+        "error_details": {},
     }
-    for _ in range(2):
-        served.send(ERRORS, body, {"event_type": "preprocessing_error"})
+    served.send(ERRORS, resampling, {"event_type": "resampling_error"}, key="EURUSD")
+    request_id = str(served.request_id("detour"))
+    completion = {"request_id": request_id, "total_features_computed": 6, "success_details": {"features_4h": 6}}
+    undelivered = {"event_type": "preprocessing_completed", "error_message": "queue full"}
+    undelivered["original_topic"] = "completed.preprocess-data.offline"
+    served.send(ERRORS, completion, undelivered, key=request_id)  # behind the other: the topic has one partition
     served.flush()
-    served.ends_with("broken", "run_failed")
-    [failed] = served.payloads("broken", "run_failed")
-    assert failed["reason"]["words"] == "no market data"
-    assert failed["reason"]["detail"] == "failed_step: feature_warmup"
-    served.command("retry_run", {"run_id": "broken", "actor": "ann", "why": "data is there"})
-    served.ends_with("broken", "feature_request_answered")
-    assert served.request_id("broken") == feature_request_id("broken", 2)
+    assert served.ends_with("detour", "features_ready") == [*history, "features_ready"]
+    assert served.payloads("detour", "features_ready") == [completion]
+    assert not served.rows("SELECT 1 FROM dead_letters")
 
 
 def test_a_cancelled_run_is_told_as_completed(served: "Station", request_fields: dict[str, object]) -> None:
@@ -271,6 +340,39 @@ def test_a_cancelled_run_is_told_as_completed(served: "Station", request_fields:
     served.wait(lambda: served.outcome(again))
     assert served.outcome(again) == ("refused", "cancel_run does not fit a run in CANCELLED: it has ended")
     assert served.history("gone")[-1] == "run_cancelled"
+
+
+@pytest.mark.parametrize("end", ["CANCELLED", "FAILED"])
+def test_a_resume_that_comes_behind_the_end_is_refused(
+    end: str, served: "Station", request_fields: dict[str, object]
+) -> None:
+    """The pause that was wanted while it trained brings nothing back; the sender is told why."""
+    run_id = f"paused-{end}"
+    served.command("request_training", _request(request_fields, run_id))
+    served.ends_with(run_id, "feature_request_answered")
+    served.complete(served.request_id(run_id))
+    served.ends_with(run_id, "features_ready")
+    served.command("pause_run", {"run_id": run_id, "actor": "ann", "why": "night"})
+    served.ends_with(run_id, "pause_requested")
+    if end == "CANCELLED":
+        served.command("cancel_run", {"run_id": run_id, "actor": "ann", "why": "enough"})
+    else:
+        with PostgresEventLog(served.engine).begin() as unit:
+            reason = Failure(kind="training_error", words="out of memory")
+            failed = RunFailed(reason=reason, failed_from=State.TRAINING)
+            unit.append(run_id, [failed], Cause("worker-1", "work", run_id))
+    history = served.wait(lambda: served.history(run_id), lambda types: types[-1] in ("run_cancelled", "run_failed"))
+    resume = served.command("resume_run", {"run_id": run_id, "actor": "ann", "why": "morning"})
+    letters = "SELECT reason FROM dead_letters"
+    served.wait(lambda: served.outcome(resume) or served.rows(letters))
+    assert served.rows(letters) == []
+    words = f"resume_run does not fit a run in {end}: expected PAUSED"
+    assert served.outcome(resume) == ("refused", words)
+    assert served.history(run_id) == history
+    with served.reader(served.topics.error) as reader:
+        messages = reader.until(lambda found: any(message.key() == resume.encode() for message in found))
+    [told] = [message for message in messages if message.key() == resume.encode()]
+    assert json.loads(told.value())["data"]["reason"] == words
 
 
 def test_the_stand_in_of_ingest_takes_what_we_send(
