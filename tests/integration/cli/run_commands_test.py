@@ -180,19 +180,69 @@ def test_a_submit_that_waits_ends_with_its_run(
     assert "AWAITING_FEATURES → FAILED" in result.stdout
 
 
-def test_cancel_and_retry_say_who_and_why(
-    engine: sa.Engine, live: Live, cli: Cli, arrivals: Callable[[], Inbound]
+@pytest.mark.parametrize(
+    ("words", "type_", "fields"),
+    [
+        (("cancel",), "cancel_run", {"why": ""}),
+        (("pause", "--why", "night"), "pause_run", {"why": "night"}),
+        (("resume", "--why", "morning"), "resume_run", {"why": "morning"}),
+        (("retry", "--why", "data is there"), "retry_run", {"why": "data is there"}),
+        (("extend", "4096", "--why", "more"), "extend_run", {"why": "more", "additional_timesteps": 4096}),
+        (("override", "--why", "for paper"), "override_rejection", {"why": "for paper"}),
+    ],
+)
+def test_each_order_goes_out_signed(
+    words: tuple[str, ...],
+    type_: str,
+    fields: Fields,
+    engine: sa.Engine,
+    live: Live,
+    cli: Cli,
+    arrivals: Callable[[], Inbound],
 ) -> None:
-    """A shortened id is sent whole, with the operating system's user as actor."""
+    """A shortened id is sent whole, with the operating system's user as actor, and nothing that was not asked."""
     live(engine, "run-one", 2)
-    assert cli("run", "cancel", "run-o", "--why", "enough").stdout == "run-one\n"
+    result = cli("run", words[0], "run-o", *words[1:])
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "run-one\n", "")
     heard = arrivals()
     assert isinstance(heard, CommandReceived)
-    assert heard.command == CancelRun(run_id="run-one", actor=actor(), why="enough")
-    assert cli("run", "retry", "run-o").exit_code == 0
+    assert heard.command.type == type_
+    assert heard.command.model_dump() == {"run_id": "run-one", "actor": actor()} | fields
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "expected"),
+    [
+        *(((name, "unknown"), 1, "there is no run unknown") for name in ("cancel", "pause", "resume", "retry")),
+        (("extend", "unknown", "4096"), 1, "there is no run unknown"),
+        (("override", "unknown", "--why", "x"), 1, "there is no run unknown"),
+        (("extend", "run-one", "0"), 2, "additional_timesteps: expected greater than 0, got 0"),
+        (("extend", "run-one", "10000000001"), 2, "additional_timesteps: expected less than or equal to 10000000000"),
+        (("extend", "run-one", "many"), 2, "Invalid value for 'STEPS'"),
+        (("extend", "run-one", "-5"), 2, "No such option: -5"),
+        (("override", "run-one"), 2, "Missing option '--why'"),
+        (("override", "run-one", "--why", ""), 2, "why: expected at least 1 character"),
+        (("pause", "run-one", "--why", "x" * 2001), 2, "why: expected at most 2000 characters"),
+    ],
+)
+def test_an_order_that_makes_no_sense_is_not_sent(
+    words: tuple[str, ...],
+    exit_code: int,
+    expected: str,
+    engine: sa.Engine,
+    live: Live,
+    cli: Cli,
+    arrivals: Callable[[], Inbound],
+) -> None:
+    """One line says what is wrong; the next command is the first that the topic has."""
+    live(engine, "run-one", 2)
+    result = cli("run", *words)
+    assert (result.exit_code, result.stdout) == (exit_code, "")
+    assert sum(expected in line for line in result.stderr.splitlines()) == 1
+    cli("run", "cancel", "run-one", "--why", "the first")
     heard = arrivals()
     assert isinstance(heard, CommandReceived)
-    assert heard.command.type == "retry_run"
+    assert heard.command == CancelRun(run_id="run-one", actor=actor(), why="the first")
 
 
 def test_a_shortened_id_must_be_unique(engine: sa.Engine, live: Live, cli: Cli) -> None:
