@@ -1,4 +1,4 @@
-"""`training-fsm admin …`: what keeps an installation tidy, each with a dry run."""
+"""`training-fsm admin …`: what keeps an installation tidy, with a dry run; `relay` instead wants a `--yes`."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
