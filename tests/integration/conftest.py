@@ -6,8 +6,8 @@ PG_BIN=DIR takes another PostgreSQL than the wheel's; KAFKA_HOME=DIR with TEST_B
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import psycopg
@@ -54,10 +54,18 @@ def migrated_template(postgres_server: PostgresServer) -> Iterator[str]:
         yield str(make_url(url).database)
 
 
+@pytest.fixture(scope="session")
+def migrated_database(
+    postgres_server: PostgresServer, migrated_template: str
+) -> Callable[[], AbstractContextManager[str]]:
+    """Makes a fresh database with the newest schema and no rows, gives its URL, drops it."""
+    return lambda: _database(postgres_server, template=migrated_template)
+
+
 @pytest.fixture
-def migrated_database_url(postgres_server: PostgresServer, migrated_template: str) -> Iterator[str]:
+def migrated_database_url(migrated_database: Callable[[], AbstractContextManager[str]]) -> Iterator[str]:
     """A fresh database with the newest schema and no rows; dropped afterwards."""
-    with _database(postgres_server, template=migrated_template) as url:
+    with migrated_database() as url:
         yield url
 
 

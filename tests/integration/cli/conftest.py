@@ -17,7 +17,6 @@ from training_fsm.domain.request import ContinueRequest, TrainingRequest
 from training_fsm.ports import Cause
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import PostgresEventLog
-from training_fsm.store.migrate import migrate
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 CAUSE = Cause("worker-1", "work", "family")
@@ -26,19 +25,18 @@ Life = tuple[e.Event, ...]
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[sa.Engine]:
+def engine(migrated_database_url: str) -> Iterator[sa.Engine]:
     """A database with our tables."""
-    engine = make_engine(database_url, application_name="test")
-    migrate(engine)
+    engine = make_engine(migrated_database_url, application_name="test")
     yield engine
     engine.dispose()
 
 
 @pytest.fixture
-def cli(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def cli(migrated_database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Run a command line against the database; stdout and stderr apart."""
     monkeypatch.setenv("TRAINING_FSM_HOME", str(tmp_path))
-    monkeypatch.setenv("TRAINING_FSM_DATABASE_URL", database_url)
+    monkeypatch.setenv("TRAINING_FSM_DATABASE_URL", migrated_database_url)
     monkeypatch.setenv("NO_COLOR", "1")
 
     def run(*words: str, stdin: str | None = None) -> Result:

@@ -414,8 +414,9 @@ def test_watch_shows_lines_to_people(engine: sa.Engine, live: Live, cli: Cli) ->
     assert "step 2,048, 1,234 bytes" in lines[7]
 
 
-def test_an_empty_database_is_told_apart(database_url: str, monkeypatch: pytest.MonkeyPatch, cli: Cli) -> None:
+def test_an_empty_database_is_told_apart(database_url: str, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     """A database that nobody migrated names the command that does."""
+    monkeypatch.setenv("TRAINING_FSM_DATABASE_URL", database_url)
     result = cli("run", "list")
     assert result.exit_code == 1
     assert "training-fsm migrate" in result.stderr

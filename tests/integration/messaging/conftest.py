@@ -5,19 +5,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TypeVar
 
-import psycopg
 import pytest
 import sqlalchemy as sa
 from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, Producer, TopicPartition
 
 from training_fsm.domain.decide import last_look
 from training_fsm.local.broker import Broker
-from training_fsm.local.postgres import PostgresServer
 from training_fsm.messaging.kafka import make_admin, make_consumer
 from training_fsm.messaging.preprocessing_listener import PREPROCESS_TOPICS
 from training_fsm.messaging.topics import Topics, create_missing
@@ -26,7 +24,6 @@ from training_fsm.ports import Cause
 from training_fsm.settings import Settings
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import PostgresEventLog
-from training_fsm.store.migrate import migrate
 
 T = TypeVar("T")
 WAIT_S = 60
@@ -275,19 +272,15 @@ def _skip_the_past(settings: Settings) -> None:
         consumer.close()
 
 
+Database = Callable[[], AbstractContextManager[str]]
+
+
 @contextmanager
-def make_station(broker: Broker, postgres_server: PostgresServer) -> Iterator[Station]:
+def make_station(broker: Broker, migrated_database: Database) -> Iterator[Station]:
     """A database, a prefix and an ingest."""
-    name = f"test_{uuid.uuid4().hex}"
-    server = sa.make_url(postgres_server.url)
-    admin_url = server.set(drivername="postgresql").render_as_string(hide_password=False)
-    with psycopg.connect(admin_url, autocommit=True) as admin, ExitStack() as cleanup:
-        admin.execute(f'CREATE DATABASE "{name}"')
-        cleanup.callback(admin.execute, f'DROP DATABASE "{name}" WITH (FORCE)')
-        url = server.set(database=name).render_as_string(hide_password=False)
+    with migrated_database() as url, ExitStack() as cleanup:
         engine = make_engine(url, application_name="test")
         cleanup.callback(engine.dispose)
-        migrate(engine)
         ingest = ScriptedIngest()
         cleanup.callback(ingest.close)
         settings = Settings(
@@ -308,21 +301,21 @@ def make_station(broker: Broker, postgres_server: PostgresServer) -> Iterator[St
 
 
 @pytest.fixture
-def station(broker: Broker, postgres_server: PostgresServer) -> Iterator[Station]:
+def station(broker: Broker, migrated_database: Database) -> Iterator[Station]:
     """A place of this test's own; nothing runs there yet."""
-    with make_station(broker, postgres_server) as made:
+    with make_station(broker, migrated_database) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def served(broker: Broker, postgres_server: PostgresServer) -> Iterator[Station]:
+def served(broker: Broker, migrated_database: Database) -> Iterator[Station]:
     """A place where an orchestrator runs for all tests of the module."""
-    with make_station(broker, postgres_server) as made, made.orchestrator():
+    with make_station(broker, migrated_database) as made, made.orchestrator():
         yield made
 
 
 @pytest.fixture
-def kafka_station(apache_kafka: Broker, postgres_server: PostgresServer) -> Iterator[Station]:
+def kafka_station(apache_kafka: Broker, migrated_database: Database) -> Iterator[Station]:
     """A place of this test's own on Apache Kafka; skips without it."""
-    with make_station(apache_kafka, postgres_server) as made:
+    with make_station(apache_kafka, migrated_database) as made:
         yield made

@@ -16,17 +16,15 @@ from training_fsm.store import reads as reads_module
 from training_fsm.store.audit_reads import PostgresAuditLog
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import Lease, PostgresEventLog
-from training_fsm.store.migrate import migrate
 from training_fsm.store.reads import PostgresReads
 
 Live = Callable[..., Run]
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[sa.Engine]:
+def engine(migrated_database_url: str) -> Iterator[sa.Engine]:
     """A database with our tables."""
-    engine = make_engine(database_url, application_name="test")
-    migrate(engine)
+    engine = make_engine(migrated_database_url, application_name="test")
     yield engine
     engine.dispose()
 
