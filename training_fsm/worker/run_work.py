@@ -23,7 +23,8 @@ log = structlog.get_logger()
 def work_on(session: RunSession) -> Run:
     """Work until the run has ended or cannot go on here; the run as this worker last knew it.
 
-    Raises OutsideUnavailable where Postgres is away when a failure is to be recorded: the lease then runs out.
+    Raises OutsideUnavailable where Postgres stays away for `outage_patience_s` when a failure is to be recorded: the
+    lease then runs out.
     """
     try:
         with session.keeper:
@@ -66,7 +67,7 @@ def _refuse_hopeless(session: RunSession) -> None:
 
 def _record(session: RunSession, failure: Failure, *, passing: bool) -> None:
     log.warning("work failed", run_id=session.run.run_id, failure=failure.words, detail=failure.detail, passing=passing)
-    now, policy = session.outside.log.now(), session.settings.policy
+    now, policy = session.now(), session.settings.policy
     try:
         session.append(*failed(session.run, failure, passing=passing, now=now, policy=policy, jitter=random.random()))
     except StopWorkError as reason:

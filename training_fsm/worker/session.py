@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import TypeVar
 
 import structlog
@@ -120,6 +121,17 @@ class RunSession:
             reraise=True,
         )
         return retrying(append, events, promotion)
+
+    def now(self) -> datetime:
+        """The database's clock; an outage of Postgres is waited out as by `append`. Raises OutsideUnavailable."""
+        read: list[datetime] = []
+
+        def look(_events: Sequence[e.Event], _promotion: Promotion | None) -> Run:
+            read.append(self.outside.log.now())
+            return self.run
+
+        self._patiently(look, (), None)
+        return read[-1]
 
     @property
     def stopping(self) -> bool:
