@@ -34,7 +34,12 @@ class HousekeepingTimer:
 
     def _one(self, stop: threading.Event) -> None:
         pipe = subprocess.PIPE
-        with subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            process = subprocess.Popen(self._command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+        except OSError as error:  # no memory for a process, say: the orchestrator goes on, and the next pass may start
+            log.error("housekeeping not started", error=str(error))
+            return
+        with process:
             words = threading.Thread(target=self._tell, args=(process,))
             words.start()
             while process.poll() is None:
