@@ -7,11 +7,12 @@ from datetime import datetime
 
 import sqlalchemy as sa
 
-from training_fsm.domain.errors import LeaseLost
+from training_fsm.domain.errors import Conflict, LeaseLost, OutsideUnavailable
 from training_fsm.domain.events import ChampionPromoted, Event, ModelRegistered, RunClaimed
 from training_fsm.domain.facts import Progress
 from training_fsm.domain.run import Run
 from training_fsm.ports import Cause
+from training_fsm.service.conflicts import on_conflict_again
 from training_fsm.service.model_lifecycle_service import CANDIDATE, CHAMPION
 from training_fsm.store import log_place
 from training_fsm.store import statements as sql
@@ -81,8 +82,15 @@ class PostgresEventLog:
     def claim(self, worker: str, lease_s: float, run_id: str | None = None) -> tuple[Run, Lease] | None:
         """Take the longest due run that no live lease holds, as an event; None where there is none.
 
-        `run_id` takes that run and no other.
+        `run_id` takes that run and no other. Raises OutsideUnavailable, also where every try lost to another writer.
         """
+        try:
+            return self._claim_again(worker, lease_s, run_id)
+        except Conflict as error:
+            raise OutsideUnavailable("postgres", f"no claim got through: {error}") from error
+
+    @on_conflict_again
+    def _claim_again(self, worker: str, lease_s: float, run_id: str | None) -> tuple[Run, Lease] | None:
         with self.begin() as unit, domain_errors():
             found = unit.claimable(run_id)
             if found is None:

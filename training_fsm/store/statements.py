@@ -6,6 +6,8 @@ READ_HEADS = sa.text(
     "SELECT run_id, version, token, last_hash, requested_at, run::text FROM run_heads WHERE run_id = ANY(:ids)"
 )
 
+LOCK_HEADS = sa.text("SELECT FROM run_heads WHERE run_id = ANY(:ids) ORDER BY run_id FOR NO KEY UPDATE")
+
 CLAIMABLE = sa.text(
     """
     SELECT run_id FROM run_heads

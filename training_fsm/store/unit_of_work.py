@@ -230,13 +230,16 @@ class PostgresUnitOfWork:
         if self._entries:
             names = ("source", "command_id", "command_type", "run_id", "outcome", "reason")
             self._connection.execute(sql.INSERT_COMMANDS, _columns(self._entries, names) | {"now": self.now})
+        changed = sorted(run_id for run_id, head in self._heads.items() if head.changed)
+        if read := [run_id for run_id in changed if self._heads[run_id].version]:
+            # Heads in run-id order, then events, as a claim takes them: two units cannot wait for each other.
+            self._connection.execute(sql.LOCK_HEADS, {"ids": read})
         if self._events:
             self._connection.execute(sql.INSERT_EVENTS, _event_columns(self._events))
-        changed = sorted(run_id for run_id, head in self._heads.items() if head.changed)
         if new := [self._row(run_id) for run_id in changed if self._heads[run_id].version == 0]:
             arrays = {name: [row[name] for row in new] for name in new[0]}
             self._connection.execute(sql.INSERT_HEADS, arrays | {"now": self.now})
-        for run_id in changed:  # in run-id order, so that two units cannot wait for each other
+        for run_id in changed:
             head = self._heads[run_id]
             if head.version and self._connection.execute(sql.WRITE_HEAD, self._row(run_id)).rowcount != 1:
                 raise Conflict(f"run {run_id} has moved on since version {head.version}")

@@ -1,26 +1,67 @@
 """Leases: one worker a run, and a stale one can write nothing."""
 
+import queue
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
+from typing import cast
 
 import pytest
 import sqlalchemy as sa
 
 from training_fsm.domain import events as e
-from training_fsm.domain.errors import Conflict, LeaseLost, TransitionRefused
+from training_fsm.domain.errors import Conflict, LeaseLost, OutsideUnavailable, TransitionRefused
 from training_fsm.domain.facts import Failure
+from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
+from training_fsm.local.process import free_port
 from training_fsm.ports import Cause
+from training_fsm.settings import Settings
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import Lease, PostgresEventLog
+from training_fsm.store.unit_of_work import PostgresUnitOfWork
+from training_fsm.worker.child_process import ChildProcess
+from training_fsm.worker.run_work import work_on
+from training_fsm.worker.session import Outside, RunSession
 
 Life = Callable[[str], tuple[e.Event, ...]]
 CAUSE = Cause("test", "m", "c")
 CANCEL = e.RunCancelled(actor="ann", why="typo")
 FAULT = Failure(kind="outside_unavailable", words="mlflow is away")
+ANOTHER_S_EVENT = sa.text(
+    """
+    INSERT INTO events (stream, version, type, schema_version, occurred_at, from_state, to_state, actor,
+                        causation_id, correlation_id, payload, previous_hash, hash)
+    SELECT stream, version + 1, type, schema_version, occurred_at, from_state, to_state, actor,
+           causation_id, correlation_id, payload, previous_hash, hash
+    FROM events WHERE stream = 'run-r' ORDER BY version DESC LIMIT 1
+    """
+)
+ANOTHER_S_HEAD = sa.text(
+    "UPDATE run_heads SET version = 5, run = jsonb_set(run::jsonb, '{version}', '5')::json WHERE run_id = 'r'"
+)
+
+
+class Overtaken(PostgresEventLog):
+    """An event log whose claim tries again only once the other writer is done."""
+
+    def __init__(self, engine: sa.Engine, done: threading.Event) -> None:
+        super().__init__(engine)
+        self._done = done
+        self.tries = 0
+
+    @contextmanager
+    def begin(self) -> Iterator[PostgresUnitOfWork]:
+        """As ever, the first time."""
+        self.tries += 1
+        assert self.tries == 1 or self._done.wait(60)
+        with super().begin() as unit:
+            yield unit
 
 
 @pytest.fixture
@@ -87,6 +128,122 @@ def test_many_workers_claim_each_run_once(engine: sa.Engine, log: PostgresEventL
     assert sorted(lease.run_id for lease in taken) == sorted(f"r{number}" for number in range(20))
     assert {lease.token for lease in taken} == {1}
     assert not conflicts
+
+
+def _until_it_waits(engine: sa.Engine, claim: Future[tuple[Run, Lease] | None]) -> None:
+    """Until a claim waits for another transaction, or has ended."""
+    waits = sa.text("SELECT count(*) FROM pg_locks WHERE NOT granted AND pid <> pg_backend_pid()")
+    deadline = time.monotonic() + 30
+    with engine.connect() as connection:
+        while not claim.done() and not connection.execute(waits).scalar_one():
+            assert time.monotonic() < deadline, "the claim neither waits nor ends"
+            time.sleep(0.01)
+
+
+def test_a_claim_and_commands_for_many_runs_do_not_wait_for_each_other(
+    migrated_database_url: str, engine: sa.Engine, log: PostgresEventLog, life: Life
+) -> None:
+    """Who claims while an orchestrator writes leaves its runs alone, and neither of the two has to try again."""
+    _claimable(log, life, "a", "b")
+    orchestrator = make_engine(migrated_database_url, application_name="orchestrator")
+    claims: list[Future[tuple[Run, Lease] | None]] = []
+    with ThreadPoolExecutor(1) as worker:
+
+        @sa.event.listens_for(orchestrator, "after_cursor_execute")
+        def claim_behind_the_events(*written: object) -> None:
+            if "INSERT INTO events" in str(written[2]):
+                claims.append(worker.submit(log.claim, "w", 60))
+                _until_it_waits(engine, claims[0])
+                assert claims[0].done(), "the claim waits for the events, and holds a head that is written next"
+
+        with PostgresEventLog(orchestrator).begin() as unit:
+            for run_id in ("a", "b"):
+                unit.append(run_id, [e.RunExtended(actor="ann", why="more", additional_timesteps=1)], CAUSE)
+        assert [claim.result() for claim in claims] == [None]
+    orchestrator.dispose()
+    assert {_claim(log, "w").run_id, _claim(log, "w").run_id} == {"a", "b"}
+
+
+def test_a_claim_that_loses_to_another_writer_is_tried_again(
+    engine: sa.Engine, log: PostgresEventLog, life: Life
+) -> None:
+    """An event that gets in between costs a claim a try, and not a worker its life."""
+    _claimable(log, life, "r")
+    done = threading.Event()
+    overtaken = Overtaken(engine, done)
+    with ThreadPoolExecutor(1) as worker:
+        try:
+            with engine.begin() as other:
+                other.execute(ANOTHER_S_EVENT)
+                claim = worker.submit(overtaken.claim, "w", 60)
+                _until_it_waits(engine, claim)
+            with engine.begin() as other:
+                other.execute(ANOTHER_S_HEAD)
+        finally:
+            done.set()
+        claimed = claim.result()
+    assert overtaken.tries == 2
+    assert claimed is not None
+    assert (claimed[0].version, claimed[1]) == (6, Lease("r", 1, "w"))
+
+
+def test_a_claim_that_loses_every_try_is_for_later(engine: sa.Engine, log: PostgresEventLog, life: Life) -> None:
+    """The worker is told what it waits out anyway."""
+    _claimable(log, life, "r")
+    with engine.begin() as connection:
+        connection.execute(ANOTHER_S_EVENT)
+    with pytest.raises(OutsideUnavailable, match="postgres: no claim got through: duplicate key"):
+        log.claim("w", 60)
+
+
+def test_a_failure_during_an_outage_of_postgres_is_recorded_after_it(
+    migrated_database_url: str,
+    engine: sa.Engine,
+    log: PostgresEventLog,
+    life: Life,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An attempt that failed while nothing could be recorded has failed all the same."""
+    from training_fsm.client.artifact_store import MlflowArtifacts
+    from training_fsm.client.mlflow_connection import MlflowConnection
+    from training_fsm.client.mlflow_models import MlflowModels
+    from training_fsm.client.mlflow_tracking import MlflowTracking
+    from training_fsm.service.model_lifecycle_service import ModelLifecycleService
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    _claimable(log, life, "r")
+    lease = _claim(log, "w")
+    run = log.append_fenced(lease, life("r")[5:6], CAUSE)
+    nobody, tries = free_port(), list[object]()
+    mlflow = MlflowConnection(f"http://127.0.0.1:{nobody}")
+    through = make_engine(migrated_database_url, application_name="worker")
+
+    @sa.event.listens_for(through, "do_connect")
+    def away_at_first(_dialect: object, record: object, _args: object, parameters: dict[str, object]) -> None:
+        tries.append(record)
+        parameters["port"] = nobody if len(tries) <= 2 else engine.url.port
+
+    outside = Outside(
+        PostgresEventLog(through),
+        MlflowTracking(mlflow),
+        MlflowArtifacts(mlflow),
+        ModelLifecycleService(MlflowModels(mlflow)),
+    )
+    no_child = cast(ChildProcess, None)  # the work fails before it is given an order
+    settings = Settings(home=tmp_path, lease_s=900, heartbeat_s=300)  # no heartbeat is among the tries
+    work_on(RunSession(outside, settings, (run, lease), no_child, queue.SimpleQueue(), threading.Event()))
+    through.dispose()
+    failed = _last(engine)
+    assert (failed.reason.kind, failed.reason.service, failed.attempt) == ("outside_unavailable", "mlflow", 1)
+
+
+def _last(engine: sa.Engine) -> e.AttemptFailed:
+    with engine.connect() as connection:
+        found = sa.text("SELECT type, payload::text AS payload FROM events ORDER BY position DESC LIMIT 1")
+        row = connection.execute(found).one()
+    assert row.type == "attempt_failed"
+    return e.AttemptFailed.model_validate_json(row.payload)
 
 
 def test_a_claim_is_an_event_and_raises_the_token(engine: sa.Engine, log: PostgresEventLog, life: Life) -> None:
