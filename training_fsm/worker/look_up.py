@@ -43,7 +43,7 @@ def resolve_parent(session: RunSession) -> None:
             ),
             {},
         )
-    resolved = resolve(asked, parent, outside.log.now(), inherited)
+    resolved = resolve(asked, parent, session.now(), inherited)
     size = len(resolved.model_dump_json().encode())
     if size > EVENT_BYTES_MAX:
         words = f"the request with all that it inherits has {size} bytes, expected at most {EVENT_BYTES_MAX}"
@@ -92,5 +92,5 @@ def look_up_features(session: RunSession) -> None:
         known=record is not None and same_market(request, record),
     )
     found = session.ask(order, p.LookedUp)
-    now, policy = session.outside.log.now(), session.settings.policy
+    now, policy = session.now(), session.settings.policy
     session.append(*looked_up(run, found.service, found.lacking, now, policy))
