@@ -300,6 +300,7 @@ def serve(
         try:
             reply = child.carry_out(order)
         except Exception as error:  # noqa: BLE001  (whatever it is, the supervisor writes it into the log)
-            traceback.print_exc()
             reply = failure_of(error, order)
+            with suppress(OSError):  # the log may lie on the very disk that is full
+                traceback.print_exc()
         replies.send(reply)
