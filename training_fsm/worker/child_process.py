@@ -112,9 +112,12 @@ class ChildProcess:
 
     def last_lines(self) -> str:
         """The end of what it printed, without a crash's list of everything that was loaded."""
-        with self._log.open(encoding="utf-8", errors="replace") as lines:
-            told = (line for line in lines if not line.startswith("Extension modules: "))
-            return "".join(deque(told, maxlen=LOG_LINES))
+        try:
+            with self._log.open(encoding="utf-8", errors="replace") as lines:
+                told = (line for line in lines if not line.startswith("Extension modules: "))
+                return "".join(deque(told, maxlen=LOG_LINES))
+        except FileNotFoundError:
+            return ""  # it died before it opened its log
 
 
 def _messages(pipe: "Connection[bytes, bytes]") -> Iterator[bytes]:

@@ -4,7 +4,10 @@ import os
 import queue
 import shutil
 import threading
+import time
+from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import structlog
 
@@ -33,6 +36,7 @@ from training_fsm.worker.session import Outside, RunSession
 log = structlog.get_logger()
 
 POLL_S = 1.0
+_PAUSE_S_FIRST, _PAUSE_S_MAX = 1.0, 30.0
 
 
 def run_worker(settings: Settings, stop: threading.Event, *, once: bool = False, run_id: str | None = None) -> int:
@@ -73,6 +77,15 @@ class ChildUnusable(TrainingFsmError):
     """The training child ends before it can do anything; a restart will not help."""
 
 
+class _ChildNotReadyError(Exception):
+    """A training child ended, or hung, before it could do anything."""
+
+    def __init__(self, words: str, *, ordinary: bool) -> None:
+        super().__init__(words)
+        self.ordinary = ordinary
+        """It ended with an error of its own: nobody killed it, and it did not hang."""
+
+
 class SettingsWrong(TrainingFsmError):
     """A setting that a worker needs is missing or contradicts another."""
 
@@ -93,25 +106,45 @@ class Supervisor:
         """Claim and work until told to stop, or, with `once`, for one run."""
         log.info("worker serves", worker=self._worker)
         self._sweep_spool()
+        first, pause_s = True, _PAUSE_S_FIRST
         while not stop.is_set():
-            news: queue.SimpleQueue[object] = queue.SimpleQueue()
-            child = ChildProcess(self._settings, self._log_file, news)
             try:
-                state = self._one(child, news, stop, once=once)
-            finally:
-                child.kill()
-                self._log_file.unlink(missing_ok=True)
+                state = self._with_child(stop, once=once)
+            except _ChildNotReadyError as error:
+                if first and error.ordinary:
+                    raise ChildUnusable(str(error)) from error
+                log.warning("another child is started", worker=self._worker, error=str(error), pause_s=pause_s)
+                stop.wait(pause_s)
+                state, pause_s = None, min(2 * pause_s, _PAUSE_S_MAX)
+            else:
+                pause_s = _PAUSE_S_FIRST
+            first = False
             if once and state is not None and state is not State.AWAITING_FEATURES:  # a look-up is not the whole run
                 return 0 if state in (State.REGISTERED, State.REJECTED) else 1
         return 0
 
+    def _with_child(self, stop: threading.Event, *, once: bool) -> State | None:
+        """Work with a fresh child until a run has used it. Raises _ChildNotReadyError."""
+        news: queue.SimpleQueue[object] = queue.SimpleQueue()
+        try:
+            child = ChildProcess(self._settings, self._log_file, news)
+        except (OSError, EOFError) as error:  # the server that forks children may be gone, too: the next try starts it
+            words = f"no training process can be started: {type(error).__name__}: {error}"
+            raise _ChildNotReadyError(words, ordinary=True) from error
+        try:
+            if not _ready(child, news, stop, self._settings.child_silence_s):
+                return None
+            self._status.child_pid = child.pid
+            return self._one(child, news, stop, once=once)
+        finally:
+            self._status.child_pid = None
+            child.kill()
+            self._log_file.unlink(missing_ok=True)
+
     def _one(
         self, child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threading.Event, *, once: bool
     ) -> State | None:
-        """Wait for the child, then for runs, and work until one has used the child; None where none did."""
-        if not _ready(child, news, stop):
-            return None
-        self._status.child_pid = child.pid
+        """Wait for runs, and work until one has used the child; None where none did."""
         log.info("ready for a run", worker=self._worker)
         while not stop.is_set() and news.empty():  # only the death of an idle child is news
             try:
@@ -136,14 +169,14 @@ class Supervisor:
         return None
 
     def _sweep_spool(self) -> None:
-        """Files of runs that ended while no worker of this machine was looking."""
         try:
-            for folder in self._settings.spool.glob("*/"):
-                run = self._outside.log.load(folder.name)
-                if run is not None and run.ended:
-                    shutil.rmtree(folder)
+            sweep_spool(self._settings.spool, self._has_ended)
         except OutsideUnavailable as error:
             log.warning("spool swept another time", error=error.words)
+
+    def _has_ended(self, run_id: str) -> bool:
+        run = self._outside.log.load(run_id)
+        return run is not None and run.ended
 
     def _work(self, session: RunSession) -> State:
         try:
@@ -160,18 +193,35 @@ class Supervisor:
             log.warning("lease runs out by itself", run_id=lease.run_id, error=error.words)
 
 
-def _ready(child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threading.Event) -> bool:
-    """Wait until the child has imported everything; one that cannot is this worker's end."""
+def sweep_spool(spool: Path, has_ended: Callable[[str], bool]) -> None:
+    """Remove files of runs that ended while no worker of this machine was looking; others may do so meanwhile."""
+
+    def tell(_: object, path: str, raised: tuple[type[BaseException], BaseException, object]) -> None:
+        if not isinstance(raised[1], FileNotFoundError):
+            log.warning("spool keeps what it should not", path=path, error=str(raised[1]))
+
+    for folder in spool.glob("*/"):
+        if has_ended(folder.name):
+            shutil.rmtree(folder, onerror=tell)
+
+
+def _ready(child: ChildProcess, news: "queue.SimpleQueue[object]", stop: threading.Event, silence_s: float) -> bool:
+    """Wait until the child has imported everything; False where told to stop. Raises _ChildNotReadyError."""
+    hung_at = time.monotonic() + silence_s
     while not stop.is_set():
         try:
             item = news.get(timeout=0.2)
         except queue.Empty:
+            if time.monotonic() > hung_at:
+                words = f"the training process was not ready after {silence_s:g} s:\n{child.standstill()}"
+                raise _ChildNotReadyError(words, ordinary=False) from None
             continue
         match item:
             case p.Ready():
                 return True
             case ChildDied(last_lines=lines):
-                raise ChildUnusable(f"{item.words()} before it was ready:\n{lines}")
+                words = f"{item.words()} before it was ready:\n{lines}"
+                raise _ChildNotReadyError(words, ordinary=item.exit_code >= 0)
             case _:
                 raise AssertionError(f"unexpected news: {item}")
     return False

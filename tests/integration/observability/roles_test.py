@@ -127,6 +127,46 @@ def test_worker_whose_child_dies_is_not_ready(place, mlflow_server) -> None:
     assert again["says"] != says
 
 
+def test_worker_outlives_children_that_do_not_become_ready(place, mlflow_server) -> None:
+    """One that hangs and a later one that dies are replaced: the worker lives, is not ready, and then is again."""
+    place.variables["TRAINING_FSM_MLFLOW_TRACKING_URI"] = mlflow_server.url
+    store = place.home / "feast" / "feature_store.yaml"
+    os.mkfifo(store)  # who opens it waits for a writer
+    role = place.start("worker", TRAINING_FSM_CHILD_SILENCE_S="5")
+    role.wait(lambda role: role.said("another child is started"), timeout_s=120)
+    hung = role.said("another child is started")[0]
+    assert "not ready after 5 s" in str(hung["error"])
+    assert "in warm_up" in str(hung["error"]), "it says where it hangs"
+    assert role.get("/readyz")[0] == 503
+    store.unlink()
+    role.wait(_ready)
+
+    store.write_text("no: yaml: at all")
+    before = len(role.said("another child is started"))
+    os.kill(int(json.loads(role.get("/readyz")[1])["checks"]["child"]["says"].removeprefix("process ")), signal.SIGKILL)
+    role.wait(lambda role: len(role.said("another child is started")) >= before + 2)
+    first, second = role.said("another child is started")[before : before + 2]
+    assert "exit code 1 before it was ready" in str(first["error"])
+    assert (first["pause_s"], second["pause_s"]) == (1, 2)
+    assert (role.get("/healthz")[0], role.get("/readyz")[0]) == (200, 503)
+    store.unlink()
+    role.wait(_ready)
+    assert role.process.popen.poll() is None
+
+
+def test_worker_whose_first_child_dies_of_an_error_ends(place, mlflow_server) -> None:
+    """What is broken from the start is seen at once: a restart would not help."""
+    place.variables["TRAINING_FSM_MLFLOW_TRACKING_URI"] = mlflow_server.url
+    (place.home / "feast" / "feature_store.yaml").write_text("no: yaml: at all")
+    role = place.start("worker")
+    role.process.popen.wait(120)
+    assert role.process.popen.returncode == 1
+    last = role.lines()[-1]
+    assert (last["event"], last["level"]) == ("role ends", "critical")
+    assert "before it was ready" in str(last["error"])
+    assert "mapping values are not allowed here" in str(last["error"])
+
+
 @pytest.mark.parametrize("words", [("orchestrator",), ("worker",)], ids=lambda words: words[0])
 def test_what_ends_a_role_is_a_line_of_json(place, broker: Broker, words: tuple[str, ...]) -> None:
     """Of a role that finds a database of another version, the last line says so, and the exit code is 1."""
