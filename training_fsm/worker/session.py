@@ -142,15 +142,20 @@ class RunSession:
         """Take in what others have added to the run since. Raises OutsideUnavailable."""
         self.run = self.outside.log.load(self.run.run_id) or self.run
 
-    def next(self, *, child_owes: bool = True) -> object:
+    def next(self, *, child_owes: bool = True, training: bool = False) -> object:
         """The next news of the work itself; a child that owes nothing may be silent.
 
-        Raises StopWorkError where the run is no longer ours, WorkFailedError where the child cannot go on, and what
-        an upload failed with.
+        Where this worker is to stop, a child that is training is told to leave a checkpoint, once; any other work is
+        left at once, since another worker repeats it.
+
+        Raises StopWorkError where the run is no longer ours or is left, WorkFailedError where the child cannot go on,
+        and what an upload failed with.
         """
         silent_since = time.monotonic()
         while True:
-            if self._stop.is_set() and not self._stop_ordered:
+            if self.stopping and not training:
+                raise StopWorkError("told to stop")
+            if self.stopping and not self._stop_ordered:
                 self._stop_ordered = True
                 self.child.order(p.Stop())
             try:

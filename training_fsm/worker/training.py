@@ -17,7 +17,7 @@ from training_fsm.domain.states import State
 from training_fsm.worker import protocol as p
 from training_fsm.worker.lease_keeper import Wished
 from training_fsm.worker.session import RunSession, StopWorkError, WorkFailedError, points_at
-from training_fsm.worker.uploads import CheckpointStored, Uploads
+from training_fsm.worker.uploads import CheckpointStored, Uploads, UploadsDone
 
 log = structlog.get_logger()
 
@@ -30,6 +30,8 @@ def train(session: RunSession) -> None:
     if session.run.data is None:
         _freeze(session)
     while session.run.state is State.TRAINING:
+        if session.stopping:
+            raise StopWorkError("told to stop before training")
         if (wanted := session.run.pause) is not None:
             step = session.run.checkpoints[-1].step if session.run.checkpoints else session.run.first_step
             session.append(e.RunPaused(actor=wanted.actor, why=wanted.why, step=step))
@@ -146,20 +148,26 @@ class _Segment:
             self._last_point_ms = points[-1].timestamp_ms if points else self._last_point_ms
         trained: p.Trained | None = None
         while trained is None or trained.sha256 not in self._stored:
-            item = self._session.next(child_owes=trained is None)
+            item = self._session.next(child_owes=trained is None, training=True)
             if isinstance(item, p.Trained):
                 trained = item
             else:
                 self._take(item)
         if not trained.finished:
-            self._uploads.drain()
             if self._session.stopping:
                 raise StopWorkError("told to stop; the last checkpoint is stored")
+            self._drain()
             self._session.refresh()
             return
         self._uploads.metrics(points_at(trained.validation, trained.steps, self._last_point_ms))
-        self._uploads.drain()
+        self._drain()
         self._session.append(e.TrainingFinished(checkpoint=trained.sha256, steps=trained.steps))
+
+    def _drain(self) -> None:
+        """Wait until all is stored. Left where told to stop: who goes on sends the curves again."""
+        self._uploads.tell_when_done()
+        while not isinstance(self._session.next(child_owes=False), UploadsDone):
+            pass
 
     def _take(self, item: object) -> None:
         match item:

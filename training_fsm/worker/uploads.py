@@ -32,6 +32,11 @@ class CheckpointStored:
     points: tuple[p.CurvePoint, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class UploadsDone:
+    """All that was asked for before is stored, or has told that it failed."""
+
+
 def metric_points(points: Sequence[p.CurvePoint]) -> list[MetricPoint]:
     """Curve points as the tracking takes them, with their own times."""
     return [MetricPoint(point.name, point.value, point.step, point.timestamp_ms) for point in points]
@@ -49,7 +54,6 @@ class Uploads:
         self._news = news
         self._patience_s = patience_s
         self._given_up = threading.Event()
-        self._failed: Exception | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="upload")
 
     def __enter__(self) -> "Uploads":
@@ -79,11 +83,9 @@ class Uploads:
         if metrics:
             self._later(lambda: self._tracking.log_metrics(self._tracking_run_id, metrics))
 
-    def drain(self) -> None:
-        """Wait until all that was asked for is done. Raises what the first that failed has failed with."""
-        self._pool.submit(lambda: None).result()
-        if self._failed is not None:
-            raise self._failed
+    def tell_when_done(self) -> None:
+        """Tell UploadsDone when all that was asked for is done; what failed has told so before."""
+        self._pool.submit(self._news.put, UploadsDone())
 
     def _later(self, work: Callable[[], None]) -> None:
         def guarded() -> None:
@@ -98,7 +100,6 @@ class Uploads:
                     with attempt:
                         work()
             except Exception as error:  # noqa: BLE001  (the main loop decides what a failed upload means)
-                self._failed = self._failed or error
                 self._news.put(SideWorkFailed(error))
 
         self._pool.submit(guarded)

@@ -41,8 +41,9 @@ from training_fsm.service.audit_service import verify
 from training_fsm.store.audit_reads import PostgresAuditLog
 from training_fsm.store.engine import make_engine
 from training_fsm.store.event_log import PostgresEventLog
+from training_fsm.worker.lease_keeper import SideWorkFailed
 from training_fsm.worker.protocol import CurvePoint
-from training_fsm.worker.uploads import Uploads
+from training_fsm.worker.uploads import Uploads, UploadsDone
 
 from .conftest import REQUEST, Family, training_child
 from .faulty_proxy import HttpProxy, TcpProxy
@@ -283,10 +284,15 @@ def test_curves_that_cannot_be_logged_are_told_to_who_waits_for_them(monkeypatch
     news: queue.SimpleQueue[object] = queue.SimpleQueue()
     point = CurvePoint(name="train/loss", value=0.5, step=256, timestamp_ms=1)
     with Uploads(MlflowArtifacts(nobody), MlflowTracking(nobody), "tracking-1", news, patience_s=0) as uploads:
-        uploads.drain()
+        uploads.tell_when_done()
+        assert news.get(timeout=60) == UploadsDone()
         uploads.metrics([point])
-        with pytest.raises(OutsideUnavailable, match="log 1 metric points"):
-            uploads.drain()
+        uploads.tell_when_done()
+        failed = news.get(timeout=60)
+        assert isinstance(failed, SideWorkFailed)
+        assert isinstance(failed.error, OutsideUnavailable)
+        assert "log 1 metric points" in failed.error.words
+        assert news.get(timeout=60) == UploadsDone()
 
 
 def test_a_postgres_that_is_away_loses_and_doubles_nothing(ward: Ward) -> None:

@@ -21,6 +21,7 @@ from training_fsm.domain import events as e
 from training_fsm.domain.commands import CancelRun
 from training_fsm.domain.run import Run
 from training_fsm.domain.states import State
+from training_fsm.local.process import wait_until
 from training_fsm.messaging.topics import Topics
 from training_fsm.service.audit_service import verify
 from training_fsm.store.audit_reads import PostgresAuditLog
@@ -224,6 +225,54 @@ def test_worker_that_slept_through_its_lease_is_fenced_out(family: Family) -> No
         assert not (taken_over and logged.actor.startswith(sleeper.name)), f"version {logged.version} came too late"
     _assert_as_written(family, "fenced")
     _assert_no_metric_twice(family, run)
+
+
+LONG = {"total_timesteps": 50_000_000, "n_envs": 2, "net_arch": [16], "hyperparameters": {"n_steps": 128}}
+"""Longer than any test waits."""
+
+
+def test_worker_told_to_stop_while_it_freezes_begins_no_training(family: Family) -> None:
+    """SIGTERM while the child reads features ends the worker with 0; the run is free for the next one."""
+    for other in family.workers:
+        family.kill(other)
+    worker = family.start_worker()
+    wait_until(lambda: "ready for a run" in worker.log.read_text(), worker, 90, "the worker")
+    child = training_child(worker.pid)
+    os.kill(child, signal.SIGSTOP)  # it reads nothing until the worker has been told
+    family.request("unfrozen", model="unfrozen-ppo", agent=LONG)
+    family.wait("unfrozen", lambda run: run.state is State.TRAINING and run.worker is not None)
+    time.sleep(1)  # by now the worker waits for what it has ordered
+    worker.popen.terminate()
+    os.kill(child, signal.SIGCONT)
+    assert worker.popen.wait(60) == 0, worker.last_lines()
+    run = family.wait("unfrozen", lambda _: True)
+    assert (run.state, run.started, run.checkpoints) == (State.TRAINING, False, ())
+    family.ensure_workers(2)
+    family.wait("unfrozen", lambda run: run.token == 2 and run.started)
+    family.send(CancelRun(run_id="unfrozen", actor="somebody", why="a test"))
+    family.wait("unfrozen", lambda run: run.ended)
+    _assert_as_written(family, "unfrozen")
+
+
+def test_worker_told_to_stop_while_it_trains_leaves_a_checkpoint(family: Family) -> None:
+    """SIGTERM ends it with 0 after a checkpoint that was not due; another worker goes on from there."""
+    family.ensure_workers(2)
+    family.request("stopped", model="stopped-ppo", agent=LONG | {"checkpoint_every_timesteps": 25_000_000})
+    run = family.wait("stopped", lambda run: run.started)
+    assert not run.checkpoints
+    worker = family.worker_of(run)
+    worker.popen.terminate()
+    assert worker.popen.wait(60) == 0, worker.last_lines()
+    family.wait("stopped", lambda _: "training_resumed" in _types(family, "stopped"))
+    events = [logged.event for logged in family.history("stopped")]
+    saved, resumed = (
+        next(event for event in events if isinstance(event, kind)) for kind in (e.CheckpointSaved, e.TrainingResumed)
+    )
+    assert events.index(saved) < events.index(resumed)
+    assert (resumed.step, resumed.checkpoint, resumed.fidelity) == (saved.step, saved.sha256, "exact")
+    family.send(CancelRun(run_id="stopped", actor="somebody", why="a test"))
+    family.wait("stopped", lambda run: run.ended)
+    _assert_as_written(family, "stopped")
 
 
 def test_cut_connections_to_postgres_cost_no_training(family: Family) -> None:
