@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
 import structlog
 from tenacity import (
@@ -35,7 +35,9 @@ from training_fsm.worker.uploads import metric_points
 
 log = structlog.get_logger()
 
+P = ParamSpec("P")
 R = TypeVar("R", bound=p.Reply)
+T = TypeVar("T")
 
 
 class StopWorkError(Exception):
@@ -106,12 +108,11 @@ class RunSession:
     def _append_again(self, events: Sequence[e.Event], promotion: Promotion | None) -> Run:
         return self.outside.log.append_fenced(self.lease, events, self._cause, self.run.version, promotion)
 
-    def _patiently(
-        self,
-        append: Callable[[Sequence[e.Event], Promotion | None], Run],
-        events: Sequence[e.Event],
-        promotion: Promotion | None,
-    ) -> Run:
+    def now(self) -> datetime:
+        """The database's clock; an outage of Postgres is waited out as by `append`. Raises OutsideUnavailable."""
+        return self._patiently(self.outside.log.now)
+
+    def _patiently(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Try for as long as there is patience for outages, and until this worker is to stop."""
         retrying = Retrying(
             retry=retry_if_exception_type(OutsideUnavailable),
@@ -120,18 +121,7 @@ class RunSession:
             sleep=sleep_using_event(self._stop),
             reraise=True,
         )
-        return retrying(append, events, promotion)
-
-    def now(self) -> datetime:
-        """The database's clock; an outage of Postgres is waited out as by `append`. Raises OutsideUnavailable."""
-        read: list[datetime] = []
-
-        def look(_events: Sequence[e.Event], _promotion: Promotion | None) -> Run:
-            read.append(self.outside.log.now())
-            return self.run
-
-        self._patiently(look, (), None)
-        return read[-1]
+        return retrying(call, *args, **kwargs)
 
     @property
     def stopping(self) -> bool:

@@ -87,7 +87,7 @@ def _freeze(session: RunSession) -> None:
     except WorkFailedError as error:
         if error.failure.kind != "features_missing":
             raise
-        now, policy = session.outside.log.now(), session.settings.policy
+        now, policy = session.now(), session.settings.policy
         session.append(*incomplete(session.run, error.failure, now, policy))
         raise StopWorkError("features are lacking after all") from error
     artifact = session.outside.artifacts.put(tracking_run_id, "data", frozen.path)
