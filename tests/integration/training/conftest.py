@@ -92,11 +92,14 @@ class Family:
 
     def request(self, run_id: str, **changes: object) -> None:
         """Ask for a small run over Kafka; `changes` replace the request's fields."""
-        self.send(RequestTraining(run_id=run_id, request=read_request(json.dumps(REQUEST | changes))))
+        self._ask(run_id, REQUEST | changes)
 
     def go_on(self, run_id: str, parent: str, **changes: object) -> None:
         """Ask over Kafka to continue a model."""
-        fields = {"mode": "continue", "parent": parent, **changes}
+        self._ask(run_id, {"mode": "continue", "parent": parent, **changes})
+
+    def _ask(self, run_id: str, fields: dict[str, object]) -> None:
+        assert self.log.load(run_id) is None, f"another test has a run {run_id}"
         self.send(RequestTraining(run_id=run_id, request=read_request(json.dumps(fields))))
 
     def registered(self, run_id: str) -> Run:

@@ -257,22 +257,22 @@ def test_worker_told_to_stop_while_it_freezes_begins_no_training(family: Family)
 def test_worker_told_to_stop_while_it_trains_leaves_a_checkpoint(family: Family) -> None:
     """SIGTERM ends it with 0 after a checkpoint that was not due; another worker goes on from there."""
     family.ensure_workers(2)
-    family.request("stopped", model="stopped-ppo", agent=LONG | {"checkpoint_every_timesteps": 25_000_000})
-    run = family.wait("stopped", lambda run: run.started)
+    family.request("told-to-stop", model="told-to-stop-ppo", agent=LONG | {"checkpoint_every_timesteps": 25_000_000})
+    run = family.wait("told-to-stop", lambda run: run.started)
     assert not run.checkpoints
     worker = family.worker_of(run)
     worker.popen.terminate()
     assert worker.popen.wait(60) == 0, worker.last_lines()
-    family.wait("stopped", lambda _: "training_resumed" in _types(family, "stopped"))
-    events = [logged.event for logged in family.history("stopped")]
+    family.wait("told-to-stop", lambda _: "training_resumed" in _types(family, "told-to-stop"))
+    events = [logged.event for logged in family.history("told-to-stop")]
     saved, resumed = (
         next(event for event in events if isinstance(event, kind)) for kind in (e.CheckpointSaved, e.TrainingResumed)
     )
     assert events.index(saved) < events.index(resumed)
     assert (resumed.step, resumed.checkpoint, resumed.fidelity) == (saved.step, saved.sha256, "exact")
-    family.send(CancelRun(run_id="stopped", actor="somebody", why="a test"))
-    family.wait("stopped", lambda run: run.ended)
-    _assert_as_written(family, "stopped")
+    family.send(CancelRun(run_id="told-to-stop", actor="somebody", why="a test"))
+    family.wait("told-to-stop", lambda run: run.ended)
+    _assert_as_written(family, "told-to-stop")
 
 
 def test_cut_connections_to_postgres_cost_no_training(family: Family) -> None:
