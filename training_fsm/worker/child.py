@@ -4,7 +4,6 @@ Its output goes to the supervisor's log file, never into the pipes.
 """
 
 import ctypes
-import errno
 import faulthandler
 import os
 import queue
@@ -19,14 +18,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, assert_never
 
-from training_fsm.domain.errors import OutsideUnavailable, WithFailure
-from training_fsm.domain.facts import Failure
+from training_fsm.domain.errors import OutsideUnavailable
 from training_fsm.domain.features import FeatureConfigVersionInfo
 from training_fsm.domain.lineage import TrainingRecord
 from training_fsm.domain.needed_ranges import needed_ranges, same_market
 from training_fsm.domain.request import TrainingRequest
 from training_fsm.settings import Settings
 from training_fsm.worker import protocol as p
+from training_fsm.worker.child_failure import failure_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
     from training_fsm.core.contest import Contender
 
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
-_DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 NAME = "training-child"
 """What `ps` calls it."""
 SHOW_TRACEBACK = signal.SIGUSR1
@@ -219,37 +217,6 @@ def _contender(record: TrainingRecord, checkpoint: Path) -> "Contender":
     weights = read_policy(checkpoint, record.checkpoint.sha256)
     policy = mlp_policy(weights, record.request.agent.hyperparameters.activation_fn)
     return Contender(policy, record.request, record.feature_config, record.data, record.trained_until)
-
-
-def failure_of(error: Exception, order: p.Order) -> p.Failed:
-    """What went wrong, as the log will say it, and whether another try may help."""
-    if isinstance(error, WithFailure):
-        return p.Failed(failure=error.failure, passing=False)
-    if isinstance(error, OutsideUnavailable):
-        away = Failure(kind="outside_unavailable", words=str(error), service=error.service)
-        return p.Failed(failure=away, passing=True)
-    failure = Failure(
-        kind="evaluation_error" if isinstance(order, p.Evaluate | p.Package) else "training_error",
-        words=f"{_cause(error)}{type(error).__name__}: {error}",
-        detail=traceback.format_exc(limit=-12),
-    )
-    # Memory and disk are the machine's: another one, or a later hour, may have more of them.
-    return p.Failed(failure=failure, passing=isinstance(error, OSError) or _wants_memory(error))
-
-
-def _cause(error: Exception) -> str:
-    if _wants_memory(error):
-        return "the training process ran out of memory: "
-    if isinstance(error, OSError) and error.errno in _DISK_FULL:
-        return "the worker's disk is full, or allows no file of this size: "
-    return ""
-
-
-def _wants_memory(error: Exception) -> bool:
-    """Whether an allocation failed; torch says so with a RuntimeError, on the CPU one without a class of its own."""
-    if isinstance(error, RuntimeError):
-        return any(words in str(error) for words in ("can't allocate memory", "out of memory"))
-    return isinstance(error, MemoryError)
 
 
 def _listen(pipe: "Connection[bytes, bytes]", orders: "queue.SimpleQueue[p.Order]", stop: threading.Event) -> None:
