@@ -95,6 +95,11 @@ class Station:
     def topics(self) -> Topics:
         return Topics.with_prefix(self.settings.topic_prefix)
 
+    @property
+    def group(self) -> str:
+        """The consumer group of its orchestrators."""
+        return f"{self.settings.topic_prefix}training-fsm-orchestrator"
+
     @contextmanager
     def orchestrator(self, **changes: object) -> Iterator[None]:
         """An orchestrator, in this process; it must end well."""
@@ -260,9 +265,9 @@ def header_of() -> Callable[[Message, str], str | None]:
     return header
 
 
-def _skip_the_past(settings: Settings) -> None:
+def _skip_the_past(station: Station) -> None:
     """The neighbours' topics have no prefix: what other tests left there is not for this orchestrator."""
-    consumer = make_consumer(settings, f"{settings.topic_prefix}training-fsm-orchestrator")
+    consumer = make_consumer(station.settings, station.group)
     try:
         for topic in PREPROCESS_TOPICS:
             for partition in consumer.list_topics(topic, timeout=WAIT_S).topics[topic].partitions:
@@ -295,9 +300,10 @@ def make_station(broker: Broker, migrated_database: Database) -> Iterator[Statio
         )
         create_missing(make_admin(settings), PREPROCESS_TOPICS, partitions=1, replication=1)
         create_missing(make_admin(settings), Topics.with_prefix(settings.topic_prefix).all, 3, 1)
-        _skip_the_past(settings)
         producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "linger.ms": 0})
-        yield Station(settings, engine, ingest, producer)
+        station = Station(settings, engine, ingest, producer)
+        _skip_the_past(station)
+        yield station
 
 
 @pytest.fixture

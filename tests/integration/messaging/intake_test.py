@@ -27,7 +27,7 @@ def _reading(station: "Station", handle: Handle) -> Iterator[None]:
     """An intake on a thread that hands its batches to a function of the test."""
     stop = threading.Event()
     watch = TopicWatch(make_admin(station.settings), PostgresOutbox(station.engine), (station.topics.requested,))
-    consumer = make_consumer(station.settings, _group(station))
+    consumer = make_consumer(station.settings, station.group)
     intake = Intake(consumer, station.topics.requested, handle, watch, lambda: None)
     thread = threading.Thread(target=intake.run, args=(stop,))
     thread.start()
@@ -38,12 +38,8 @@ def _reading(station: "Station", handle: Handle) -> Iterator[None]:
         thread.join()
 
 
-def _group(station: "Station") -> str:
-    return f"{station.settings.topic_prefix}training-fsm-orchestrator"
-
-
 def _committed(station: "Station") -> int:
-    consumer = make_consumer(station.settings, _group(station))
+    consumer = make_consumer(station.settings, station.group)
     try:
         return consumer.committed([TopicPartition(station.topics.requested, 0)], timeout=20)[0].offset
     finally:
